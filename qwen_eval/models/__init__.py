@@ -1,0 +1,1 @@
+"""What answers requests. Nothing in here knows a benchmark."""
