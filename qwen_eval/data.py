@@ -1,0 +1,274 @@
+"""Where samples come from: a local folder, the cache, a pinned public source, the hub; else the small shipped set.
+
+The pin is the content: a fingerprint of the normalised rows, written in the task file. Another copy of the same rows
+(other line ends, parquet instead of CSV) has the same fingerprint; a copy with other rows is used, with a warning and
+its own fingerprint; a short or broken copy is an error.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from qwen_eval.errors import DataError
+from qwen_eval.paths import home
+from qwen_eval.readers import read_csv, read_json_lines, read_text
+from qwen_eval.task import DatasetSpec, Row, SplitSpec
+
+__all__ = ["Dataset", "Pin", "find_dataset", "fingerprint", "mini_folder", "pins", "present_folder"]
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One official file: its rows (0 for a text), the SHA-256 of its bytes, its path inside the dataset's folder."""
+
+    rows: int
+    sha256: str
+    path: str
+
+
+def pins(spec: DatasetSpec, tasks: Path) -> list[Pin]:
+    """Return the official files of a dataset, from `_data/<name>.tsv` beside its task file ([] where there is none)."""
+    table = tasks / "_data" / f"{spec.name}.tsv"
+    if not table.exists():
+        return []
+    lines = table.read_text(encoding="utf-8").splitlines()[1:]
+    return [Pin(int(rows), sha256, path) for rows, sha256, path in (line.split("\t") for line in lines)]
+
+
+def fingerprint(rows: Iterable[Row]) -> str:
+    """Return the SHA-256 (16 hex digits) of normalised rows: one JSON object a line, keys sorted, UTF-8."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()[:16]
+
+
+@dataclass
+class Dataset:
+    """A dataset that was found. Splits are read when asked for; `origin` says in words where it comes from.
+
+    `load(split)` returns the normalised rows. `warnings` collects what a user must be told (another copy of the data).
+    """
+
+    spec: DatasetSpec
+    origin: str
+    load: Callable[[str], list[dict[str, str]]]
+    folder: Path | None = None
+    mini: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """The fingerprint of every split read so far."""
+        return {}
+
+    @cached_property
+    def _splits(self) -> dict[str, Sequence[Row]]:
+        return {}
+
+    def rows(self, split: str) -> Sequence[Row]:
+        """Return the rows of a split, in file order. Raises DataError for a short, broken or missing file."""
+        if split not in self._splits:
+            rows = self.load(split)
+            expected = self.spec.splits[split]
+            if not self.mini and len(rows) != expected.rows:
+                raise DataError(
+                    f"{self.spec.name}, split {split}: expected {expected.rows:,} rows, found {len(rows):,} "
+                    f"({self.origin}).\nNext: `python -m qwen_eval data fetch {self.spec.name}` gets the official files."
+                )
+            self.fingerprints[split] = fingerprint(rows)
+            if not self.mini and self.fingerprints[split] != expected.fingerprint:
+                self.warnings.append(
+                    f"{self.spec.name}, split {split}: these rows are not the official ones "
+                    f"(fingerprint {self.fingerprints[split]}, expected {expected.fingerprint}); {self.origin}."
+                )
+            self._splits[split] = rows
+        return self._splits[split]
+
+    def exemplars(self, split: str, indices: Sequence[int]) -> Sequence[Row]:
+        """Return the rows named by their indices; the mini set has its own, from its beginning."""
+        rows = self.rows(split)
+        return rows[: len(indices)] if self.mini else [rows[index] for index in indices]
+
+    def text(self, file: str) -> str:
+        """Return a few-shot text. Raises DataError where this copy of the dataset does not carry it."""
+        if self.folder is None or not (self.folder / file).is_file():
+            raise DataError(
+                f"{self.spec.name}: this protocol reads its exemplars from the file {file}, which is not there "
+                f"({self.origin}).\nNext: put it beside the dataset's files, or choose a protocol that is rebuilt from "
+                f"data (`python -m qwen_eval tasks show {self.spec.name}`)."
+            )
+        return read_text(self.folder / file)
+
+
+# ---------------------------------------------------------------------------------------------------- finding a source
+
+
+def find_dataset(
+    spec: DatasetSpec,
+    *,
+    tasks: Path,
+    data_dir: Path | None = None,
+    allow_mini: bool = True,
+    network: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> Dataset:
+    """Return the dataset from the first source that has it: folder, cache, pinned source, hub, mini set.
+
+    `tasks` is the folder of the task file (its `_data` and `_mini` belong to the task). `say` gets one line for each
+    thing a user should know. Raises DataError when no source has it, or when the one that has it is broken.
+    """
+    if data_dir is not None and not data_dir.is_dir():
+        raise DataError(f"--data-dir {data_dir}: expected a folder, found none.")
+    tried: list[str] = []
+    for place, root in (("--data-dir", data_dir), ("the cache", home() / "data")):
+        found = present_folder(spec, root) if root else None
+        if found:
+            return found_in_folder(spec, found, tasks)
+        if root:
+            tried.append(f"{place} ({root})")
+    if network:
+        fetched = _fetched(spec, tasks, tried, say) or _from_hub(spec, tried)
+        if fetched:
+            return fetched
+    mini = mini_folder(spec, tasks)
+    if allow_mini and mini:
+        say(
+            f"{spec.name}: the official data was not found in {', '.join(tried)}. Using the small original set that "
+            f"ships with the project; its scores are marked (mini) and are not comparable with published ones."
+        )
+        return _in_mini(spec, mini)
+    raise DataError(
+        f"{spec.name}: the data was not found in {', '.join(tried)}.\n"
+        f"Next: `python -m qwen_eval data fetch {spec.name}`, or --data-dir DIR with {spec.folders[0]}/ inside"
+        f"{' (or drop --no-mini)' if mini and not allow_mini else ''}."
+    )
+
+
+def present_folder(spec: DatasetSpec, root: Path) -> Path | None:
+    """Return the folder under `root` that holds the dataset, in any known layout; None when it is not there."""
+    for folder in spec.folders:
+        candidate = root / folder
+        for split, files in spec.splits.items():
+            first = files.file.format(group=spec.groups[0] if spec.groups else "")
+            if (candidate / first).is_file() or any(candidate.glob(_parquet(split))):
+                return candidate
+    return None
+
+
+def mini_folder(spec: DatasetSpec, tasks: Path) -> Path | None:
+    """Return the folder of the small shipped set, None where the task has none."""
+    folder = tasks / "_mini" / spec.name
+    return folder if folder.is_dir() else None
+
+
+def found_in_folder(spec: DatasetSpec, folder: Path, tasks: Path) -> Dataset:
+    """Return the dataset in `folder`, read file by file and counted against the pins."""
+    counts = {pin.path: pin.rows for pin in pins(spec, tasks)}
+
+    def load(split: str) -> list[dict[str, str]]:
+        parquet = sorted(folder.glob(_parquet(split)))
+        if parquet:
+            import datasets
+
+            return _hub_rows(spec, split, datasets.Dataset.from_parquet([str(path) for path in parquet]))
+        return _read_split(spec, spec.splits[split], folder, spec.groups, counts)
+
+    return Dataset(spec, f"from {folder}", load, folder)
+
+
+def _in_mini(spec: DatasetSpec, folder: Path) -> Dataset:
+    def load(split: str) -> list[dict[str, str]]:
+        return _read_split(spec, spec.splits[split], folder, spec.mini_groups, {})
+
+    return Dataset(spec, "the small set that ships with the project", load, folder, mini=True)
+
+
+def _read_split(
+    spec: DatasetSpec, split: SplitSpec, folder: Path, groups: Sequence[str], counts: Mapping[str, int]
+) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = []
+    for group in groups or ("",):
+        file = split.file.format(group=group)
+        found = _read_file(folder / file, split)
+        if len(found) != counts.get(file, len(found)):
+            raise DataError(
+                f"{folder / file}: expected {counts[file]:,} rows, found {len(found):,}.\n"
+                f"Next: `python -m qwen_eval data fetch {spec.name}` gets the official file."
+            )
+        rows += [{"group": group, "row": str(index), **row} for index, row in enumerate(found)] if group else found
+    return rows
+
+
+def _read_file(path: Path, split: SplitSpec) -> list[dict[str, str]]:
+    if path.suffix == ".jsonl":
+        return read_json_lines(path, split.columns, values=split.values)
+    return read_csv(path, split.columns, header=split.header, values=split.values)
+
+
+def _fetched(spec: DatasetSpec, tasks: Path, tried: list[str], say: Callable[[str], None]) -> Dataset | None:
+    from qwen_eval.fetch import Unreachable, fetch, host
+
+    try:
+        folder = fetch(spec, pins(spec, tasks), say=say)
+    except Unreachable:
+        tried.append(f"{host(spec)} (cannot be reached)")
+        return None
+    return found_in_folder(spec, folder, tasks)
+
+
+# ---------------------------------------------------------------------------------------------------------- the hub
+
+
+def _parquet(split: str) -> str:
+    """The file names of the hub's own layout."""
+    return f"{split}-*.parquet"
+
+
+def _from_hub(spec: DatasetSpec, tried: list[str]) -> Dataset | None:
+    if spec.hub is None:
+        return None
+    import datasets
+
+    hub, kept = spec.hub, datasets.utils.logging.get_verbosity()
+    datasets.utils.logging.set_verbosity_error()
+    try:
+        # One split is enough to know that the hub (or its local cache) has it; the others come from the same place.
+        probe = datasets.load_dataset(hub.id, hub.config, split=next(iter(spec.splits)))
+    except Exception as error:  # the library raises a dozen kinds for "not reachable"
+        tried.append(f"the hub ({hub.id}: {type(error).__name__})")
+        return None
+    finally:
+        datasets.utils.logging.set_verbosity(kept)
+    first = next(iter(spec.splits))
+
+    def load(split: str) -> list[dict[str, str]]:
+        return _hub_rows(spec, split, probe if split == first else datasets.load_dataset(hub.id, hub.config, split=split))
+
+    return Dataset(spec, f"from the hub ({hub.id}, {hub.config})", load)
+
+
+def _hub_rows(spec: DatasetSpec, split: str, found: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Bring the hub's rows into our form; grouped datasets are put into the order of the groups, rows numbered in each."""
+    if spec.hub is None:
+        raise DataError(f"{spec.name}: parquet files were found, but this dataset's hub layout is not known.")
+    try:
+        rows = [spec.hub.row(row) for row in found]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{spec.name}, split {split}: expected the columns of {spec.hub.id}, found others ({error!r})."
+        ) from None
+    if not spec.groups:
+        return rows
+    by_group: dict[str, list[dict[str, str]]] = {group: [] for group in spec.groups}
+    for row in rows:
+        group = row.pop("group")
+        if group not in by_group:
+            raise DataError(f"{spec.name}, split {split}: expected one of {len(spec.groups)} groups, found {group!r}.")
+        by_group[group].append({"group": group, "row": str(len(by_group[group])), **row})
+    return [row for group in spec.groups for row in by_group[group]]

@@ -1,0 +1,89 @@
+"""Fetching a dataset's official files from their pinned public source, and checking a folder against the pins."""
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from qwen_eval.data import Pin
+from qwen_eval.errors import DataError
+from qwen_eval.paths import home
+from qwen_eval.task import DatasetSpec
+
+__all__ = ["Unreachable", "digest", "fetch", "host"]
+
+TIMEOUT_SECONDS = 20
+
+
+class Unreachable(DataError):
+    """The pinned source did not answer."""
+
+
+def host(spec: DatasetSpec) -> str:
+    """Return the host name of the pinned source."""
+    return urlsplit(spec.url).hostname or spec.url
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(spec: DatasetSpec, files: Sequence[Pin], *, say: Callable[[str], None] = lambda line: None) -> Path:
+    """Bring every pinned file of a dataset into the cache; return its folder. What is there and right stays.
+
+    Each file is verified by its SHA-256 before it gets its name, so a killed fetch leaves nothing wrong behind.
+    Raises Unreachable when the source does not answer, DataError when it answers with other bytes.
+    """
+    from filelock import FileLock
+    from tqdm import tqdm
+
+    folder = home() / "data" / spec.name
+    wanted = [pin for pin in files if pin.path not in spec.texts]
+    if not wanted:
+        raise Unreachable(f"{spec.name}: this dataset has no pinned files.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: expected a folder that can be written, found none ({error.strerror}).") from None
+    with FileLock(folder.parent / f".{spec.name}.lock"):
+        missing = [pin for pin in wanted if not _is_right(folder / pin.path, pin)]
+        if not missing:
+            return folder
+        # The first file tells whether the source answers at all, before a progress bar is drawn.
+        _fetch_file(spec, missing[0], folder)
+        say(f"{spec.name}: fetching {len(missing)} file(s) from {host(spec)} into {folder}")
+        for pin in tqdm(missing[1:], unit="file", desc=spec.name, disable=len(missing) < 2):
+            _fetch_file(spec, pin, folder)
+    return folder
+
+
+def _is_right(path: Path, pin: Pin) -> bool:
+    return path.is_file() and digest(path) == pin.sha256
+
+
+def _fetch_file(spec: DatasetSpec, pin: Pin, folder: Path) -> None:
+    url = spec.url.format(path=pin.path)
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
+            content: bytes = response.read()
+    except urllib.error.HTTPError as error:
+        raise DataError(f"{url}: expected the file, found HTTP {error.code} ({error.reason}).") from None
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise Unreachable(
+            f"{host(spec)}: cannot be reached ({reason}).\n"
+            f"Next: fetch {spec.name} on a machine with network, and pass its folder with --data-dir."
+        ) from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != pin.sha256:
+        raise DataError(f"{url}: expected SHA-256 {pin.sha256}, found {found}. Nothing was kept.")
+    target = folder / pin.path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    partial.write_bytes(content)
+    partial.replace(target)

@@ -1,0 +1,43 @@
+"""How prompts become text: exemplars, options, chat turns.
+
+Two renderings of a conversation are fixed text here; every other one is the model's own chat template.
+"""
+
+from collections.abc import Sequence
+
+from qwen_eval.task import Chat, Row, Turn
+
+__all__ = ["DEFAULT_SYSTEM", "LETTERS", "chat", "chatml", "lettered", "opencompass_chat", "opencompass_chatml"]
+
+DEFAULT_SYSTEM = "You are a helpful assistant."
+"""The system turn of Qwen's chat scripts."""
+
+LETTERS = ("A", "B", "C", "D")
+
+
+def lettered(row: Row, letters: Sequence[str] = LETTERS) -> str:
+    """Return the options of a multiple-choice row, one a line: `A. …`, no newline at the end."""
+    return "\n".join(f"{letter}. {row[letter]}" for letter in letters)
+
+
+def chat(text: str) -> Chat:
+    """Return one user turn after the default system turn: the prompt of Qwen's chat scripts."""
+    return Chat((Turn("system", DEFAULT_SYSTEM), Turn("user", text)))
+
+
+def opencompass_chat(rounds: Sequence[tuple[str, str]], text: str) -> Chat:
+    """Return few-shot (user, assistant) rounds and a last user turn, in OpenCompass' form: no system turn."""
+    shots = [turn for user, assistant in rounds for turn in (Turn("user", user), Turn("assistant", assistant))]
+    return Chat((*shots, Turn("user", text)), form="opencompass")
+
+
+def chatml(turns: Sequence[Turn]) -> str:
+    """Render ChatML up to the point where the assistant speaks (Qwen README, "ChatML")."""
+    said = "".join(f"<|im_start|>{turn.role}\n{turn.content}<|im_end|>\n" for turn in turns)
+    return f"{said}<|im_start|>assistant\n"
+
+
+def opencompass_chatml(turns: Sequence[Turn]) -> str:
+    """Render the ChatML of OpenCompass' 2023 Qwen meta template: every turn *begins* with a newline, also the first."""
+    said = "".join(f"\n<|im_start|>{turn.role}\n{turn.content}<|im_end|>" for turn in turns)
+    return f"{said}\n<|im_start|>assistant\n"

@@ -1,0 +1,102 @@
+"""Strict reading of dataset files: every cell stays the text it is, every defect is named by file and line.
+
+Our own readers rather than pandas' or pyarrow's: those turn `None`, `NA` and `1e5` into something else and skip or
+repair broken lines, and a benchmark that silently loses a row is a different benchmark.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qwen_eval.errors import DataError
+
+__all__ = ["read_csv", "read_json_lines", "read_text"]
+
+Values = Mapping[str, Sequence[str]]
+
+
+def read_text(path: Path) -> str:
+    """Return a UTF-8 file as it is (line ends kept). Raises DataError when it is missing or not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: this file is missing.\nNext: `python -m qwen_eval data` shows what is present.") from None
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, line {line}: expected UTF-8 text, found the byte 0x{error.object[error.start]:02x}.") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+def read_json_lines(path: Path, columns: Sequence[str], *, values: Values | None = None) -> list[dict[str, str]]:
+    """Return the objects of a JSON-lines file, reduced to `columns`, all of them text.
+
+    Raises DataError with file and line for a broken line, an empty line between others, a missing or non-text field.
+    """
+    lines = read_text(path).split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return [_json_row(path, number, line, columns, values or {}) for number, line in enumerate(lines, 1)]
+
+
+def _json_row(path: Path, number: int, line: str, columns: Sequence[str], values: Values) -> dict[str, str]:
+    try:
+        found: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}, line {number}: expected one JSON object, found {_short(line)} ({error.msg}, column {error.colno})."
+        ) from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}, line {number}: expected a JSON object, found {_short(line)}.")
+    for column in columns:
+        if not isinstance(found.get(column), str):
+            has = f"the fields {', '.join(found)}" if column not in found else f"{found[column]!r} in it"
+            raise DataError(f"{path}, line {number}: expected a text field {column!r}, found {has}.")
+    row = {column: found[column] for column in columns}
+    _check_values(path, number, row, values)
+    return row
+
+
+def read_csv(
+    path: Path, columns: Sequence[str], *, header: bool, values: Values | None = None
+) -> list[dict[str, str]]:
+    """Return the rows of a CSV file as text: `None`, `NA`, `1e5` and CRLF inside quotes stay what they are.
+
+    Raises DataError with file and line for a wrong header, a wrong number of cells, or an unclosed quote.
+    """
+    lines = io.StringIO(read_text(path), newline="")
+    reader = csv.reader(lines, strict=True)
+    rows: list[dict[str, str]] = []
+    try:
+        if header:
+            found = next(reader, [])
+            if tuple(found) != tuple(columns):
+                raise DataError(f"{path}, line 1: expected the columns {','.join(columns)}, found {','.join(found)}.")
+        for cells in reader:
+            if len(cells) != len(columns):
+                raise DataError(
+                    f"{path}, line {reader.line_num}: expected {len(columns)} cells ({','.join(columns)}), "
+                    f"found {len(cells)}: {_short(','.join(cells))}."
+                )
+            row = dict(zip(columns, cells, strict=True))
+            _check_values(path, reader.line_num, row, values or {})
+            rows.append(row)
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: expected CSV, found something else ({error}).") from None
+    return rows
+
+
+def _check_values(path: Path, number: int, row: Mapping[str, str], values: Values) -> None:
+    for column, allowed in values.items():
+        if row[column] not in allowed:
+            raise DataError(
+                f"{path}, line {number}: expected one of {', '.join(allowed)} in column {column!r}, "
+                f"found {_short(row[column])}."
+            )
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "…")

@@ -1,0 +1,290 @@
+"""The vocabulary: what a task, a protocol, a sample, a request, an answer and a verdict are. No logic.
+
+A task file in `tasks/` fills in one `Task`. The runner moves `Sample` → `Request` → `Answer` → `Verdict` and knows no
+benchmark; a model answers requests and knows no task; a rule turns an output and a gold answer into a verdict.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol as TypingProtocol, TypeAlias
+
+__all__ = [
+    "Answer",
+    "Chat",
+    "Choose",
+    "Chosen",
+    "DatasetSpec",
+    "Dialogue",
+    "Failed",
+    "Generate",
+    "Generated",
+    "Hub",
+    "LeftCut",
+    "Measured",
+    "Perplexity",
+    "Prompt",
+    "Protocol",
+    "Request",
+    "Row",
+    "Rows",
+    "Rule",
+    "Sample",
+    "SplitSpec",
+    "Task",
+    "Turn",
+    "Verdict",
+]
+
+Row: TypeAlias = Mapping[str, str]
+"""One item of a dataset after normalisation: every value is text."""
+
+
+# ---------------------------------------------------------------------------------------------------- what is asked
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation that ends where the assistant is to speak.
+
+    `form` says how it becomes text: "template" is the model's own chat template; "opencompass" is the ChatML of
+    OpenCompass' Qwen configuration of 2023 (no system turn, a newline before every turn) where the model has the
+    ChatML markers, and the model's own template elsewhere.
+    """
+
+    turns: tuple[Turn, ...]
+    form: Literal["template", "opencompass"] = "template"
+
+
+Prompt: TypeAlias = str | Chat
+"""Plain text to continue (base protocols) or a conversation (chat protocols)."""
+
+
+@dataclass(frozen=True)
+class LeftCut:
+    """A protocol's own left cut, in tokens: a prompt longer than `over` keeps only its last `keep` tokens."""
+
+    over: int
+    keep: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Continue the prompt greedily until an end token, one of `stops`, or `max_new_tokens`."""
+
+    prompt: Prompt
+    max_new_tokens: int = 512
+    stops: tuple[str, ...] = ()
+    cut: LeftCut | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choose:
+    """Give the log-probability of each continuation in `options`, in nats."""
+
+    prompt: Prompt
+    options: tuple[str, ...]
+    cut: LeftCut | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """Give the negative log-likelihood of `text`, cut into non-overlapping blocks of `block` tokens (tail dropped)."""
+
+    text: str
+    block: int
+
+
+Request: TypeAlias = Generate | Choose | Perplexity
+
+
+# -------------------------------------------------------------------------------------------------- what comes back
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """A text answer, raw: cut at the stop string or end token that ended it, nothing else changed.
+
+    `finish` is "end" (an end token), "stop" (a stop string) or "length" (the limit: the answer is truncated).
+    """
+
+    text: str
+    finish: Literal["end", "stop", "length"]
+    prompt_tokens: int
+    new_tokens: int
+    cut_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The log-probability (nats) of each option, in the order of the request."""
+
+    logprobs: tuple[float, ...]
+    prompt_tokens: int
+    cut_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One value a block: summed negative log-likelihood (nats, float64), predicted tokens, UTF-8 bytes of the block."""
+
+    nll: tuple[float, ...]
+    tokens: tuple[int, ...]
+    bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """No answer: an infrastructure failure or a request that cannot be put (a prompt longer than the window)."""
+
+    reason: str
+
+
+Answer: TypeAlias = Generated | Chosen | Measured
+Dialogue: TypeAlias = Generator[Request, Answer, Answer]
+"""A sample's conversation: yields requests, receives answers, returns the answer that is scored."""
+
+
+# ---------------------------------------------------------------------------------------------- samples and scoring
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One item of the evaluated split. `id` is spelled as in names.md; `group` is its subject, "" where there is none."""
+
+    id: str
+    row: Row
+    gold: str
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a rule says of an output. `extracted` is what it read, None when it found nothing."""
+
+    correct: bool
+    extracted: str | None
+
+
+Rule: TypeAlias = Callable[[str, Sample], Verdict]
+
+
+# ------------------------------------------------------------------------------------------------------------- data
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSpec:
+    """The files of one split.
+
+    `file` is a path inside the dataset's folder; a `{group}` in it stands for each of the dataset's groups.
+    `columns` are the names of the row's fields; a CSV with `header` must carry exactly these, one without is read
+    by position. `fingerprint` is the pin of the normalised rows (`data.fingerprint`). `values` restricts a column.
+    """
+
+    file: str
+    columns: tuple[str, ...]
+    rows: int
+    fingerprint: str
+    header: bool = True
+    values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub:
+    """A dataset on the Hugging Face hub: its id, configuration, and how one of its rows becomes one of ours."""
+
+    id: str
+    config: str
+    row: Callable[[Mapping[str, Any]], dict[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """Where a dataset comes from, and what it must look like.
+
+    `folders` are the places inside a data folder where it may lie (the first is this project's own layout).
+    `url` is the pinned public source of one file, with `{path}` for the path inside the dataset's folder.
+    `texts` are few-shot texts that some protocols read; they are derived files without a public address.
+    `groups` are the subjects, each a file of its own; `mini_groups` those of the small set in `tasks/_mini`.
+    """
+
+    name: str
+    licence: str
+    homepage: str
+    url: str
+    splits: Mapping[str, SplitSpec]
+    folders: tuple[str, ...]
+    hub: Hub | None = None
+    groups: tuple[str, ...] = ()
+    mini_groups: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+
+
+class Rows(TypingProtocol):
+    """A dataset that was found: what a protocol may read of it (see `data.Dataset`)."""
+
+    @property
+    def mini(self) -> bool:
+        """True for the small set that ships with the project."""
+
+    def rows(self, split: str) -> Sequence[Row]:
+        """Return the normalised rows of a split, in file order; grouped files carry `group` and `row`."""
+
+    def exemplars(self, split: str, indices: Sequence[int]) -> Sequence[Row]:
+        """Return the rows named by their indices; in the mini set, as many from its beginning."""
+
+    def text(self, file: str) -> str:
+        """Return a few-shot text file, whole."""
+
+
+# ------------------------------------------------------------------------------------------------ protocols and tasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A named way to run a task: prompt, shots, decoding, headline rule.
+
+    `build(dataset, shots)` returns the function from a sample to its request (or its dialogue).
+    `rule` is the headline; "choice" means the option with the highest log-probability.
+    `shots_allowed` are the numbers of exemplars the prompt is defined for.
+    `texts` are the few-shot texts it cannot do without. `cut` is the published left cut, applied on request only.
+    """
+
+    name: str
+    chat: bool
+    shots: int
+    shots_allowed: range
+    rule: str
+    build: Callable[[Rows, int], Callable[[Sample], Request | Dialogue]]
+    about: str
+    split: str = "test"
+    texts: tuple[str, ...] = ()
+    cut: LeftCut | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One benchmark. The first protocol is the default for base models, the second for chat models.
+
+    `samples(dataset, split)` lists the samples of a split in file order. `letters` name the options of a
+    multiple-choice task. `categories` gathers groups (subjects) under headings, in the order of the tables.
+    `average` says what the headline is: "micro" over samples or "macro", the unweighted mean over groups.
+    """
+
+    name: str
+    title: str
+    paper: str
+    data: DatasetSpec
+    samples: Callable[[Rows, str], Sequence[Sample]]
+    protocols: tuple[Protocol, ...]
+    rules: Mapping[str, Rule]
+    letters: tuple[str, ...] = ()
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    average: Literal["micro", "macro"] = "micro"
