@@ -7,6 +7,7 @@ its own fingerprint; a short or broken copy is an error.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -79,7 +80,7 @@ class Dataset:
             if not self.mini and len(rows) != expected.rows:
                 raise DataError(
                     f"{self.spec.name}, split {split}: expected {expected.rows:,} rows, found {len(rows):,} "
-                    f"({self.origin}).\nNext: `python -m qwen_eval data fetch {self.spec.name}` gets the official files."
+                    f"({self.origin}).\nNext: `python -m qwen_eval data fetch {self.spec.name}` gets the official ones."
                 )
             self.fingerprints[split] = fingerprint(rows)
             if not self.mini and self.fingerprints[split] != expected.fingerprint:
@@ -233,28 +234,31 @@ def _parquet(split: str) -> str:
 def _from_hub(spec: DatasetSpec, tried: list[str]) -> Dataset | None:
     if spec.hub is None:
         return None
+    from qwen_eval.fetch import answers
+
+    # Without network the library would retry for half a minute. Offline it still finds what its own cache holds; the
+    # variable is read when the library is imported, so this comes first.
+    if not answers(os.environ.get("HF_ENDPOINT") or "https://huggingface.co"):
+        os.environ["HF_HUB_OFFLINE"] = "1"
     import datasets
 
-    hub, kept = spec.hub, datasets.utils.logging.get_verbosity()
-    datasets.utils.logging.set_verbosity_error()
-    try:
-        # One split is enough to know that the hub (or its local cache) has it; the others come from the same place.
-        probe = datasets.load_dataset(hub.id, hub.config, split=next(iter(spec.splits)))
-    except Exception as error:  # the library raises a dozen kinds for "not reachable"
-        tried.append(f"the hub ({hub.id}: {type(error).__name__})")
-        return None
-    finally:
-        datasets.utils.logging.set_verbosity(kept)
-    first = next(iter(spec.splits))
+    hub, first = spec.hub, next(iter(spec.splits))
 
     def load(split: str) -> list[dict[str, str]]:
-        return _hub_rows(spec, split, probe if split == first else datasets.load_dataset(hub.id, hub.config, split=split))
+        return _hub_rows(spec, split, datasets.load_dataset(hub.id, hub.config, split=split))
 
+    try:
+        load(first)
+    except Exception as error:  # the library raises a dozen kinds for "not reachable"
+        if isinstance(error, DataError):
+            raise
+        tried.append(f"the hub ({hub.id}: {type(error).__name__})")
+        return None
     return Dataset(spec, f"from the hub ({hub.id}, {hub.config})", load)
 
 
 def _hub_rows(spec: DatasetSpec, split: str, found: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Bring the hub's rows into our form; grouped datasets are put into the order of the groups, rows numbered in each."""
+    """Bring the hub's rows into our form; grouped ones in the order of the groups, numbered within each."""
     if spec.hub is None:
         raise DataError(f"{spec.name}: parquet files were found, but this dataset's hub layout is not known.")
     try:

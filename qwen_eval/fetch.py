@@ -13,7 +13,7 @@ from qwen_eval.errors import DataError
 from qwen_eval.paths import home
 from qwen_eval.task import DatasetSpec
 
-__all__ = ["Unreachable", "digest", "fetch", "host"]
+__all__ = ["Unreachable", "answers", "digest", "fetch", "host"]
 
 TIMEOUT_SECONDS = 20
 
@@ -60,6 +60,17 @@ def fetch(spec: DatasetSpec, files: Sequence[Pin], *, say: Callable[[str], None]
         for pin in tqdm(missing[1:], unit="file", desc=spec.name, disable=len(missing) < 2):
             _fetch_file(spec, pin, folder)
     return folder
+
+
+def answers(url: str) -> bool:
+    """Return whether a web server answers at all (any status). Proxies of the environment are used."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True
+    except (urllib.error.URLError, OSError):
+        return False
+    return True
 
 
 def _is_right(path: Path, pin: Pin) -> bool:

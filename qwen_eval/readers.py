@@ -23,10 +23,14 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"{path}: this file is missing.\nNext: `python -m qwen_eval data` shows what is present.") from None
+        raise DataError(
+            f"{path}: this file is missing.\nNext: `python -m qwen_eval data` shows what is present."
+        ) from None
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: expected UTF-8 text, found the byte 0x{error.object[error.start]:02x}.") from None
+        raise DataError(
+            f"{path}, line {line}: expected UTF-8 text, found the byte 0x{error.object[error.start]:02x}."
+        ) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
 
@@ -47,7 +51,7 @@ def _json_row(path: Path, number: int, line: str, columns: Sequence[str], values
         found: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{path}, line {number}: expected one JSON object, found {_short(line)} ({error.msg}, column {error.colno})."
+            f"{path}, line {number}: expected a JSON object, found {_short(line)} ({error.msg}, column {error.colno})."
         ) from None
     if not isinstance(found, dict):
         raise DataError(f"{path}, line {number}: expected a JSON object, found {_short(line)}.")
@@ -60,9 +64,7 @@ def _json_row(path: Path, number: int, line: str, columns: Sequence[str], values
     return row
 
 
-def read_csv(
-    path: Path, columns: Sequence[str], *, header: bool, values: Values | None = None
-) -> list[dict[str, str]]:
+def read_csv(path: Path, columns: Sequence[str], *, header: bool, values: Values | None = None) -> list[dict[str, str]]:
     """Return the rows of a CSV file as text: `None`, `NA`, `1e5` and CRLF inside quotes stay what they are.
 
     Raises DataError with file and line for a wrong header, a wrong number of cells, or an unclosed quote.

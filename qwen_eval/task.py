@@ -6,7 +6,8 @@ benchmark; a model answers requests and knows no task; a rule turns an output an
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol as TypingProtocol, TypeAlias
+from typing import Any, Literal, TypeAlias
+from typing import Protocol as TypingProtocol
 
 __all__ = [
     "Answer",
@@ -157,7 +158,7 @@ Dialogue: TypeAlias = Generator[Request, Answer, Answer]
 
 @dataclass(frozen=True)
 class Sample:
-    """One item of the evaluated split. `id` is spelled as in names.md; `group` is its subject, "" where there is none."""
+    """One item of the evaluated split; `group` is its subject, "" where there is none."""
 
     id: str
     row: Row

@@ -23,9 +23,11 @@ from qwen_eval.task import (
     Protocol,
     Row,
     Rows,
+    Rule,
     Sample,
     SplitSpec,
     Task,
+    Verdict,
 )
 
 # Indices into the training split, in the order of the published prompts.
@@ -42,7 +44,9 @@ DATA = DatasetSpec(
     ),
     splits={
         "test": SplitSpec(file="test.jsonl", columns=("question", "answer"), rows=1319, fingerprint="32c548f08195e19e"),
-        "train": SplitSpec(file="train.jsonl", columns=("question", "answer"), rows=7473, fingerprint="dca449882e67a1e7"),
+        "train": SplitSpec(
+            file="train.jsonl", columns=("question", "answer"), rows=7473, fingerprint="dca449882e67a1e7"
+        ),
     },
     folders=("gsm8k", "grade_school_math/data", "grade-school-math/grade_school_math/data", "main", "."),
     hub=Hub(
@@ -63,6 +67,11 @@ def solution(row: Row) -> str:
     """The worked solution without calculator marks, its last line rewritten as "The answer is 20800" (no commas)."""
     steps, _, answer = re.sub(r"<<[^>]*>>", "", row["answer"]).rpartition("#### ")
     return f"{steps}The answer is {answer.replace(',', '')}"
+
+
+def on_gold(rule: Callable[[str, str], Verdict]) -> Rule:
+    """A rule over numbers needs nothing of the sample but its gold."""
+    return lambda output, sample: rule(output, sample.gold)
 
 
 # -------------------------------------------------------------------------------------------------------------- prompts
@@ -147,9 +156,7 @@ def lm_eval(dataset: Rows, shots: int) -> Callable[[Sample], Generate]:
 def lm_eval_cot(dataset: Rows, shots: int) -> Callable[[Sample], Generate]:
     """lm-evaluation-harness `gsm8k_cot`: the eight exemplars of Wei et al. 2022, read from the data folder."""
     shown = dataset.text("lm_eval_cot_8shot.txt")
-    return lambda sample: Generate(
-        prompt=f"{shown}Q: {sample.row['question']}\nA:", stops=("Q:", *LM_EVAL_ENDS)
-    )
+    return lambda sample: Generate(prompt=f"{shown}Q: {sample.row['question']}\nA:", stops=("Q:", *LM_EVAL_ENDS))
 
 
 TASK = Task(
@@ -158,9 +165,7 @@ TASK = Task(
     paper="https://arxiv.org/abs/2110.14168",
     data=DATA,
     samples=samples,
-    rules={
-        name: lambda output, sample, rule=rule: rule(output, sample.gold) for name, rule in numbers.RULES.items()
-    },
+    rules={name: on_gold(rule) for name, rule in numbers.RULES.items()},
     protocols=(
         Protocol(
             name="qwen",

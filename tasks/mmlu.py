@@ -121,7 +121,9 @@ def subject(name: str) -> str:
 SPACED = tuple(f" {letter}" for letter in prompts.LETTERS)
 
 
-def choose_after_exemplars(header: str, item: Callable[[Row], str]) -> Callable[[Rows, int], Callable[[Sample], Choose]]:
+def choose_after_exemplars(
+    header: str, item: Callable[[Row], str]
+) -> Callable[[Rows, int], Callable[[Sample], Choose]]:
     """Header once, then dev rows with their letter, then the item: three protocols differ only in header and item."""
 
     def build(dataset: Rows, shots: int) -> Callable[[Sample], Choose]:

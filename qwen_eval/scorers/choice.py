@@ -67,7 +67,7 @@ def _closest_option(text: str, options: Mapping[str, str]) -> str:
 
     from thefuzz import process
 
-    # Where a reply has no letter or digit at all, thefuzz warns and takes the first option; so does the published script.
+    # A reply without any letter or digit makes thefuzz warn and take the first option; so does the published script.
     logging.getLogger("thefuzz.process").setLevel(logging.ERROR)
     best: str = process.extractOne(text, list(options.values()))[0]
     return next(letter for letter, option in options.items() if option == best)

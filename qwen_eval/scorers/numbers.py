@@ -128,7 +128,7 @@ _NEXT_QUESTION: Final = re.compile(r"(?:(?<=\n)|(?<=\n )) ?(?:Question|Problem|Q
 _BOXED: Final = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _CUE: Final = re.compile(
     r"####"
-    r"|\banswer(?:\s+(?:to|of|for)\s[^.\n]{0,80}?)?\s*(?:\*\*|__)?\s*(?:(?:\bis\b|\bequals\b|\bwould be\b|\bwill be\b)\s*[:：]?|[:：=])"
+    r"|\banswer(?:\s+(?:to|of|for)\s[^.\n]{0,80}?)?\s*(?:\b(?:is|equals|would be|will be)\b\s*[:：]?|[:：=])"
     r"|(?:答案|结果)\s*(?:就是|应该是|应为|是|为|等于)?\s*[:：]?",
     re.IGNORECASE,
 )
@@ -143,12 +143,12 @@ _CHINESE_UNITS: Final = {"万": 10**4, "亿": 10**8}
 
 
 def corrected(output: str, gold: str) -> Verdict:
-    """This project's rule: the number of the last `\\boxed{}`, else after the last "the answer is", else the last number.
+    """This project's rule: the number in the last `\\boxed{}`, else after the last "the answer is", else the last one.
 
     Signs, thousands commas, decimals, fractions, currency signs, units, LaTeX, full-width digits and Chinese phrasing
     are read; numbers are compared exactly, as fractions. The output ends at an end-of-turn marker or at an invented
-    next question. "The answer is" may also be `answer:`, `####`, 答案是 or 答案：; where the words after it hold a chain
-    of equations, the last right-hand side counts.
+    next question. "The answer is" may also be `answer:`, `####`, 答案是 or 答案：; where a chain of equations follows,
+    its last right-hand side counts.
     """
     text = _plain(_before_next_question(_cut(output, *_ENDS)))
     said = _boxed_number(text)

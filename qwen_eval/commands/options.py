@@ -1,0 +1,107 @@
+"""Options that commands share, and how every option can also be given: QWEN_EVAL_<FLAG>, a YAML file."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from qwen_eval.errors import UsageError, did_you_mean
+
+__all__ = ["Limit", "data_dir", "include_path", "load_config", "option", "output_format"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def option(*names: str, also: Iterable[str] = (), **settings: Any) -> Callable[[Command], Command]:
+    """Return a click option that can also be given as the environment variable QWEN_EVAL_<FLAG> (or one of `also`)."""
+    flag = next(name for name in names if name.startswith("--"))
+    variable = "QWEN_EVAL_" + flag.removeprefix("--").replace("-", "_").upper()
+    return click.option(*names, envvar=[variable, *also], show_envvar=False, **settings)
+
+
+def data_dir(command: Command) -> Command:
+    """--data-dir, as in every command that reads data."""
+    return option(
+        "--data-dir",
+        also=["QWEN_EVAL_DATA"],
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Folder with the datasets. Also QWEN_EVAL_DATA.",
+    )(command)
+
+
+def include_path(command: Command) -> Command:
+    """--include-path, as in every command that finds tasks."""
+    return option(
+        "--include-path",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="A folder with task files of your own. May be repeated.",
+    )(command)
+
+
+def output_format(command: Command) -> Command:
+    """--format, as in every command that prints tables."""
+    return option(
+        "--format",
+        type=click.Choice(["text", "md", "csv", "json", "latex"]),
+        default="text",
+        show_default=True,
+        help="How tables are printed.",
+    )(command)
+
+
+class Limit(click.ParamType[int | float]):
+    """A number of samples (1 or more), or a share of them written with a point (0.1)."""
+
+    name = "N|0.1"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        """Return an int for a number, a float for a share."""
+        text = str(value)
+        try:
+            number: int | float = float(text) if "." in text else int(text)
+        except ValueError:
+            self.fail(f"expected a number of samples (8) or a share (0.1), found {text!r}.", param, ctx)
+        if number <= 0 or (isinstance(number, float) and number > 1):
+            self.fail(f"expected at least 1 sample, or a share above 0 and up to 1.0, found {text}.", param, ctx)
+        return number
+
+
+def load_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Read a YAML file whose keys are the command's flags into click's defaults; flags and variables win over it."""
+    if value is None:
+        return None
+    import yaml
+
+    try:
+        content = yaml.safe_load(value.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {value}: cannot be read ({error}).") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{value}, line {mark.line + 1}" if mark else str(value)
+        raise UsageError(
+            f"{where}: expected YAML, found something else ({getattr(error, 'problem', error)})."
+        ) from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{value}, line 1: expected `flag: value` lines, found {type(content).__name__}.")
+    names = {option.name: option for option in ctx.command.params if option.name not in ("config", "help")}
+    defaults = {}
+    for key, setting in content.items():
+        name = str(key).replace("-", "_")
+        if name not in names:
+            flags = [known.replace("_", "-") for known in names if known]
+            line = _line_of(value, str(key))
+            raise UsageError(f"{value}, line {line}: unknown setting '{key}'.{did_you_mean(str(key), flags)}")
+        several = isinstance(setting, list) and not names[name].multiple
+        defaults[name] = ",".join(map(str, setting)) if several else setting
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+    return value
+
+
+def _line_of(file: Path, key: str) -> int:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return next((number for number, line in enumerate(lines, 1) if line.strip().strip("'\"").startswith(key)), 1)

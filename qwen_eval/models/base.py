@@ -1,0 +1,60 @@
+"""What every model meets: an identity, a queue of requests, answers as they come.
+
+The local engine, an HTTP endpoint or several replicas can all be put behind these few calls: the runner submits every
+request it has, and collects answers in whatever order and portion the model finishes them. A sample's next turn is
+submitted while others are still running, so it joins them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from qwen_eval.task import Answer, Failed, Prompt, Request
+
+__all__ = ["Identity", "Model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What decides a model's answers. Two models with the same identity give the same answers.
+
+    `name` is for people and folder names; `fingerprint` is a hash of weights, configuration and tokenizer. `chat` says
+    whether the model's end tokens close a turn of its chat template (see `checkpoint.is_chat`); `exact` whether answers
+    are independent of the batch size (float32).
+    """
+
+    name: str
+    fingerprint: str
+    dtype: str
+    device: str
+    engine: str
+    chat: bool
+    chat_template: str | None
+    exact: bool
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+class Model(Protocol):
+    """Something that answers requests. It knows no task."""
+
+    @property
+    def identity(self) -> Identity:
+        """Who answers. Known before any weights are loaded."""
+
+    def submit(self, ticket: int, request: Request) -> None:
+        """Queue a request. The answer comes back under the same ticket."""
+
+    def collect(self) -> Sequence[tuple[int, Answer | Failed]]:
+        """Wait until some answers are ready and return them; an empty sequence when nothing is queued."""
+
+    def render(self, prompt: Prompt) -> str:
+        """Return the exact text the model is given for a prompt."""
+
+    def prompt_tokens(self, request: Request) -> tuple[int, ...]:
+        """Return the token ids of a request's prompt."""
+
+    def on_progress(self, report: Callable[[int], None]) -> None:
+        """Call `report(tokens)` while working, with the number of tokens computed since the last call."""
+
+    def counters(self) -> Mapping[str, int | float | str]:
+        """Return what was computed so far (tokens, batches); goes into timing.json."""

@@ -1,0 +1,1 @@
+"""Local checkpoints through transformers: finding and identifying them, their tokenizer, the reference engine."""

@@ -1,0 +1,167 @@
+"""From what a user writes after --model to a folder with a checkpoint, and to a fingerprint of what is in it."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwen_eval.errors import ModelError, UsageError, did_you_mean
+from qwen_eval.paths import home
+
+__all__ = ["Checkpoint", "fingerprint", "locate"]
+
+STARTER = "starter:"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# What decides answers: weights, configuration, tokenizer, chat template. Not: READMEs, images, optimizer states.
+DECISIVE = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py")
+NOT_DECISIVE = ("qwen_eval_source.json", "trainer_state.json", "training_args.bin", "optimizer.bin", "scheduler.bin")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on this machine: what to call it, and the folder with its files."""
+
+    name: str
+    folder: Path
+
+
+def locate(model: str) -> Checkpoint:
+    """Return the checkpoint a user means: `starter:NAME`, a folder, a `.gguf` file, or a hub id `owner/name`.
+
+    What looks like a path is never looked up on the hub. Raises ModelError when there is no such checkpoint.
+    """
+    from qwen_eval.models.starter import gguf_folder, starter_folder
+
+    if model.startswith(STARTER):
+        name = model.removeprefix(STARTER)
+        return Checkpoint(name, starter_folder(name))
+    path = Path(model).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"--model {model}: expected a checkpoint folder or a .gguf file, found another file.")
+        return Checkpoint(path.stem, gguf_folder(path))
+    if path.is_dir():
+        _check_folder(path)
+        return Checkpoint(path.resolve().name, path)
+    if _looks_like_path(model):
+        raise ModelError(f"--model {model}: expected a checkpoint folder, found nothing there.{_sibling(path)}")
+    if not HUB_ID.fullmatch(model):
+        raise ModelError(
+            f"--model {model}: no such folder, and not a hub id (owner/name).{_sibling(path)}\n"
+            "Next: give a folder, a .gguf file, owner/name, or starter:smollm2-135m-instruct."
+        )
+    return Checkpoint(model.split("/")[1], _hub_folder(model))
+
+
+def _looks_like_path(model: str) -> bool:
+    """A path: it starts like one, has more than one separator, ends in .gguf, or its first part is a folder here."""
+    parts = model.replace("\\", "/").split("/")
+    return (
+        parts[0] in ("", ".", "..", "~")
+        or len(parts) > 2
+        or model.endswith((".gguf", "/"))
+        or (len(parts) == 2 and Path(parts[0]).is_dir())
+    )
+
+
+def _sibling(path: Path) -> str:
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return ""
+    return did_you_mean(path.name, names)
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: expected a checkpoint folder with config.json, found none in it.")
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise ModelError(f"{folder}: expected weights (*.safetensors or *.bin) beside config.json, found none.")
+
+
+def _hub_folder(model: str) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    # Not every weight format of a repository: the ones transformers reads.
+    patterns = [pattern for pattern in DECISIVE if pattern != "*.bin"]
+    try:
+        folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=list(DECISIVE)))
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"--model {model}: neither a folder here nor a repository on the hub.\n"
+            "Next: check the spelling; a private repository needs `hf auth login`."
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"--model {model}: no folder of that name here, and the hub cannot be reached ({first[:120]}).\n"
+            "Next: give a checkpoint folder, or starter:smollm2-135m-instruct, which comes through pip."
+        ) from None
+    _check_folder(folder)
+    return folder
+
+
+# -------------------------------------------------------------------------------------------------------- fingerprint
+
+
+def fingerprint(folder: Path) -> str:
+    """Return 16 hex digits over the content of every file that decides answers; the folder's name plays no part.
+
+    Digests of files are remembered by path, size and modification time, so that only the first call reads the weights.
+    """
+    digest = hashlib.sha256()
+    memory = _Digests()
+    for path in sorted(_decisive_files(folder), key=lambda each: each.name):
+        digest.update(f"{path.name} {memory.of(path)}\n".encode())
+    memory.save()
+    return digest.hexdigest()[:16]
+
+
+def _decisive_files(folder: Path) -> Iterable[Path]:
+    found = {path for pattern in DECISIVE for path in folder.glob(pattern) if path.name not in NOT_DECISIVE}
+    if any(path.suffix == ".safetensors" for path in found):
+        found = {path for path in found if path.suffix != ".bin"}
+    return found
+
+
+class _Digests:
+    """SHA-256 by file, remembered in the cache folder; a lost or unwritable memory only costs time."""
+
+    def __init__(self) -> None:
+        self.file = home() / "digests.json"
+        try:
+            self.known: dict[str, str] = json.loads(self.file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self.known = {}
+
+    def of(self, path: Path) -> str:
+        status = path.stat()
+        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+        if key not in self.known:
+            with path.open("rb") as file:
+                self.known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self.known[key]
+
+    def save(self) -> None:
+        partial = self.file.with_name(f".digests.{os.getpid()}")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(self.known), encoding="utf-8")
+            partial.replace(self.file)
+        except OSError:
+            return
+
+
+def checked_dtype(name: str) -> str:
+    """Return a dtype's full name. Raises UsageError for an unknown one."""
+    names = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
+    names |= {"float16": "float16", "fp16": "float16"}
+    if name not in names:
+        raise UsageError(f"--dtype {name}: expected auto, float32, bfloat16 or float16.{did_you_mean(name, names)}")
+    return names[name]

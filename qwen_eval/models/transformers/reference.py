@@ -1,0 +1,353 @@
+"""The reference engine: batched transformers, left padding, one forward pass at a time. Slow, simple, exactly right.
+
+Every fast path is measured against this one. What it promises: the same answers at any batch size and in any order
+(float32), a row's own stop strings and end tokens, logits only at the positions that are needed, no prompt cut in
+silence. What it does not do: share prefixes between prompts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qwen_eval.errors import DeviceError, ModelError
+from qwen_eval.models.base import Identity
+from qwen_eval.models.transformers.checkpoint import Checkpoint, checked_dtype, fingerprint
+from qwen_eval.models.transformers.tokenization import Tokenizer
+from qwen_eval.task import (
+    Answer,
+    Chat,
+    Choose,
+    Chosen,
+    Failed,
+    Generate,
+    Generated,
+    LeftCut,
+    Measured,
+    Perplexity,
+    Prompt,
+    Request,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ReferenceModel"]
+
+AUTO_BATCH = {"cpu": 8, "cuda": 32}
+CHUNK = 512
+"""Positions a forward pass of a perplexity block: bounds the logits at CHUNK x vocabulary."""
+
+
+@dataclass
+class _Row:
+    """One request in a batch, and what has been generated for it."""
+
+    ticket: int
+    request: Generate
+    prompt: list[int]
+    cut: int
+    limit: int
+    new: list[int] = field(default_factory=list)
+
+
+class ReferenceModel:
+    """A local checkpoint. The tokenizer is loaded at once, the weights when the first answer is wanted."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "auto", batch_size: int | None = None
+    ) -> None:
+        """Identify the checkpoint. Raises ModelError, DeviceError, UsageError."""
+        import importlib.metadata
+
+        import torch
+        import transformers
+
+        self.checkpoint = checkpoint
+        self.device = _device(device)
+        kind = self.device.type
+        self.dtype = (
+            checked_dtype("float32" if kind == "cpu" else "bfloat16") if dtype == "auto" else checked_dtype(dtype)
+        )
+        self.tokenizer = Tokenizer(checkpoint.folder)
+        self.batch_size = batch_size or AUTO_BATCH.get(kind, 8)
+        try:
+            config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        except Exception as error:  # transformers raises whatever the file at fault makes it raise
+            raise ModelError(
+                f"{checkpoint.folder}: this configuration cannot be read ({_first_line(error)})."
+            ) from error
+        self.window: int = getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        template = self.tokenizer.template
+        self.identity = Identity(
+            name=checkpoint.name,
+            fingerprint=fingerprint(checkpoint.folder),
+            dtype=self.dtype,
+            device=torch.cuda.get_device_name(self.device) if kind == "cuda" else kind,
+            engine="reference",
+            chat=self.tokenizer.is_chat,
+            chat_template=None if template is None else _hash(template),
+            exact=self.dtype == "float32",
+            versions={name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")},
+        )
+        self._queue: list[tuple[int, Request]] = []
+        self._report: Callable[[int], None] = lambda tokens: None
+        self._counters = {"prompt_tokens": 0, "new_tokens": 0, "decode_slots": 0, "batches": 0}
+        self._model: Any = None
+
+    # ---------------------------------------------------------------------------------------------- the model protocol
+
+    def submit(self, ticket: int, request: Request) -> None:
+        """Queue a request."""
+        self._queue.append((ticket, request))
+
+    def collect(self) -> Sequence[tuple[int, Answer | Failed]]:
+        """Answer the next batch: requests of one kind, of similar length. Halves the batch when memory runs out."""
+        import torch
+
+        if not self._queue:
+            return []
+        kind = type(self._queue[0][1])
+        batch = [item for item in self._queue if type(item[1]) is kind][: self.batch_size]
+        chosen = {ticket for ticket, _ in batch}
+        self._queue = [item for item in self._queue if item[0] not in chosen]
+        try:
+            with torch.inference_mode():
+                return self._answer(kind, batch)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                return [(batch[0][0], Failed(reason="out of memory at batch size 1"))]
+            self.batch_size = max(1, len(batch) // 2)
+            self._queue = batch + self._queue
+        torch.cuda.empty_cache()
+        return self.collect()
+
+    def render(self, prompt: Prompt) -> str:
+        """Return the exact text the model is given."""
+        return self.tokenizer.render(prompt)
+
+    def prompt_tokens(self, request: Request) -> tuple[int, ...]:
+        """Return the token ids of a request's prompt."""
+        if isinstance(request, Perplexity):
+            return tuple(self.tokenizer.encode(request.text, control=False))
+        return tuple(self.tokenizer.encode_prompt(request.prompt))
+
+    def on_progress(self, report: Callable[[int], None]) -> None:
+        """Call `report` with the tokens of every forward pass."""
+        self._report = report
+
+    def counters(self) -> Mapping[str, int | float | str]:
+        """Return tokens computed, decode slots used, batches, and the batch size in force."""
+        return {**self._counters, "batch_size": self.batch_size}
+
+    # ------------------------------------------------------------------------------------------------------- requests
+
+    def _answer(self, kind: type, batch: Sequence[tuple[int, Any]]) -> list[tuple[int, Answer | Failed]]:
+        self._counters["batches"] += 1
+        if kind is Generate:
+            return self._generate(batch)
+        if kind is Choose:
+            return self._choose(batch)
+        return [(ticket, self._measure(request)) for ticket, request in batch]
+
+    def _generate(self, batch: Sequence[tuple[int, Generate]]) -> list[tuple[int, Answer | Failed]]:
+        """Decode greedily; a row leaves the batch with its end token, its stop string or its limit."""
+        answers: list[tuple[int, Answer | Failed]] = []
+        rows: list[_Row] = []
+        for ticket, request in batch:
+            prompt, cut = _left_cut(self.tokenizer.encode_prompt(request.prompt), request.cut)
+            room = self.window - len(prompt)
+            if room < 1:
+                answers.append((ticket, self._too_long(len(prompt))))
+            else:
+                rows.append(_Row(ticket, request, prompt, cut, min(request.max_new_tokens, room)))
+        if not rows:
+            return answers
+        ids, mask = self._left_padded([row.prompt for row in rows])
+        self._counters["prompt_tokens"] += int(mask.sum())
+        logits, cache = self._forward(ids, mask, None, keep=1)
+        while True:
+            self._counters["decode_slots"] += len(rows)
+            for row, token in zip(rows, logits[:, -1].argmax(-1).tolist(), strict=True):
+                row.new.append(token)
+            finished = [self._finished(row) for row in rows]
+            answers += [(row.ticket, answer) for row, answer in zip(rows, finished, strict=True) if answer]
+            staying = [index for index, answer in enumerate(finished) if answer is None]
+            if not staying:
+                return answers
+            if len(staying) < len(rows):
+                keep = ids.new_tensor(staying)
+                cache.batch_select_indices(keep)
+                mask = mask[keep]
+                rows = [rows[index] for index in staying]
+            ids = ids.new_tensor([[row.new[-1]] for row in rows])
+            mask = _with_column(mask)
+            logits, cache = self._forward(ids, mask, cache, keep=1)
+
+    def _finished(self, row: _Row) -> Generated | None:
+        """Return the answer of a row that is done, else None."""
+        chat = isinstance(row.request.prompt, Chat)
+        self._counters["new_tokens"] += 1
+        ended = row.new[-1] in (self.tokenizer.chat_end_tokens if chat else self.tokenizer.end_tokens)
+        ids = row.new[:-1] if ended else row.new
+        if not ended and not row.request.stops and len(row.new) < row.limit:
+            return None
+        text = self.tokenizer.decode(ids, after=row.prompt)
+        stop = min((at for at in map(text.find, row.request.stops) if at >= 0), default=-1)
+        if not ended and stop < 0 and len(row.new) < row.limit:
+            return None
+        return Generated(
+            text=text[:stop] if stop >= 0 else text,
+            finish="stop" if stop >= 0 else "end" if ended else "length",
+            prompt_tokens=len(row.prompt),
+            new_tokens=len(row.new),
+            cut_tokens=row.cut,
+        )
+
+    def _choose(self, batch: Sequence[tuple[int, Choose]]) -> list[tuple[int, Answer | Failed]]:
+        """Log-probabilities of the options: one position where all are single tokens, else all of theirs."""
+        answers: dict[int, Answer | Failed] = {}
+        single: list[tuple[int, list[int], list[int], int]] = []
+        for ticket, request in batch:
+            context, options = self.tokenizer.continuations(request.prompt, request.options)
+            context, cut = _left_cut(context, request.cut)
+            if len(context) + max(map(len, options)) - 1 > self.window:
+                answers[ticket] = self._too_long(len(context))
+            elif all(len(option) == 1 for option in options):
+                single.append((ticket, context, [option[0] for option in options], cut))
+            else:
+                answers[ticket] = self._choose_long(context, options, cut)
+        if single:
+            ids, mask = self._left_padded([context for _, context, _, _ in single])
+            self._counters["prompt_tokens"] += int(mask.sum())
+            logprobs = self._forward(ids, mask, None, keep=1)[0][:, -1].float().log_softmax(-1)
+            for (ticket, context, tokens, cut), row in zip(single, logprobs, strict=True):
+                answers[ticket] = Chosen(
+                    logprobs=tuple(row[tokens].tolist()), prompt_tokens=len(context), cut_tokens=cut
+                )
+        return [(ticket, answers[ticket]) for ticket, _ in batch]
+
+    def _choose_long(self, context: list[int], options: list[list[int]], cut: int) -> Chosen:
+        """The whole log-likelihood of options of several tokens."""
+        longest = max(map(len, options))
+        ids, mask = self._left_padded([context + option for option in options])
+        self._counters["prompt_tokens"] += int(mask.sum())
+        logprobs = self._forward(ids, mask, None, keep=longest + 1)[0].float().log_softmax(-1)
+        values = []
+        for row, option in enumerate(options):
+            # All rows end together, so the option's tokens are predicted at the positions just before its own.
+            at = logprobs[row, -len(option) - 1 : -1]
+            values.append(float(at.gather(-1, ids.new_tensor(option)[:, None]).sum()))
+        return Chosen(logprobs=tuple(values), prompt_tokens=len(context), cut_tokens=cut)
+
+    def _measure(self, request: Perplexity) -> Measured | Failed:
+        """Negative log-likelihood block by block, each block in chunks after its own cache; sums in float64."""
+        import torch
+
+        ids = self.tokenizer.encode(request.text, control=False)
+        if request.block > self.window:
+            return self._too_long(request.block)
+        nll: list[float] = []
+        sizes: list[int] = []
+        for start in range(0, len(ids) - request.block + 1, request.block):
+            block = ids[start : start + request.block]
+            total, cache = 0.0, None
+            for at in range(0, len(block) - 1, CHUNK):
+                part = torch.tensor([block[at : min(at + CHUNK, len(block) - 1)]], device=self.device)
+                mask = torch.ones(1, at + part.shape[1], dtype=torch.long, device=self.device)
+                logits, cache = self._forward(part, mask, cache, keep=0)
+                wanted = torch.tensor(block[at + 1 : at + 1 + part.shape[1]], device=self.device)
+                total += float(
+                    torch.nn.functional.cross_entropy(logits[0].float(), wanted, reduction="none").double().sum()
+                )
+            nll.append(total)
+            sizes.append(len(self.tokenizer.decode(block).encode()))
+            self._counters["prompt_tokens"] += len(block)
+        return Measured(nll=tuple(nll), tokens=(request.block - 1,) * len(nll), bytes=tuple(sizes))
+
+    # ------------------------------------------------------------------------------------------------------- forwards
+
+    def _left_padded(self, rows: Sequence[Sequence[int]]) -> tuple["torch.Tensor", "torch.Tensor"]:
+        """Return ids and mask, [rows, longest]: every row ends at the right edge."""
+        import torch
+
+        longest = max(map(len, rows))
+        # Any id will do for padding: the mask hides it.
+        ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=self.device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        return ids, mask
+
+    def _forward(
+        self, ids: "torch.Tensor", mask: "torch.Tensor", cache: Any, *, keep: int
+    ) -> tuple["torch.Tensor", Any]:
+        """Return the logits of the last `keep` positions (0: all), [rows, keep, vocabulary], and the cache."""
+        # Positions count a row's own tokens, so that padding on the left changes nothing.
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        out = self._weights()(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        self._report(ids.numel())
+        return out.logits, out.past_key_values
+
+    def _weights(self) -> Any:
+        """Load the weights once."""
+        if self._model is None:
+            import torch
+            import transformers
+
+            transformers.logging.disable_progress_bar()
+            try:
+                self._model = transformers.AutoModelForCausalLM.from_pretrained(
+                    self.checkpoint.folder, dtype=getattr(torch, self.dtype), trust_remote_code=False
+                )
+            except Exception as error:  # transformers raises whatever the file at fault makes it raise
+                raise ModelError(
+                    f"{self.checkpoint.folder}: this checkpoint cannot be loaded ({_first_line(error)})."
+                ) from error
+            self._model = self._model.to(self.device).eval()
+        return self._model
+
+    def _too_long(self, length: int) -> Failed:
+        return Failed(reason=f"the prompt has {length:,} tokens, the model's window is {self.window:,}")
+
+
+def _with_column(mask: "torch.Tensor") -> "torch.Tensor":
+    import torch
+
+    return torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
+
+
+def _left_cut(ids: list[int], cut: LeftCut | None) -> tuple[list[int], int]:
+    """Apply a protocol's own cut; return the ids that stay and how many went."""
+    if cut is None or len(ids) <= cut.over:
+        return ids, 0
+    return ids[-cut.keep :], len(ids) - cut.keep
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"--device {name}: expected auto, cpu, cuda or cuda:N.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA device(s).")
+    return device
+
+
+def _hash(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:160]}" if text else type(error).__name__

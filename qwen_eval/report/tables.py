@@ -1,0 +1,119 @@
+"""Metrics as tables: plain text, Markdown, LaTeX for people; CSV and JSON for programs.
+
+pandas holds the rows and writes CSV, tabulate draws the rest.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["BY", "FORMATS", "draw", "results"]
+
+FORMATS = ("text", "md", "csv", "json", "latex")
+BY = ("task", "category", "subject")
+_TABULATE = {"text": "simple", "md": "github", "latex": "latex_booktabs"}
+
+
+def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: str = "category") -> str:
+    """Return the tables of one or more finished runs.
+
+    First one line a run with its headline rule; then every other rule over the same outputs; then, as `by` says,
+    categories or subjects. Scores are percentages with their 95 % Wilson interval. `csv` is one long table, `json` the
+    metrics themselves.
+    """
+    if format == "json":
+        return json.dumps(list(metrics), ensure_ascii=False, indent=1, sort_keys=True)
+    if format == "csv":
+        return draw(_long(metrics), format)
+    parts = [draw([_headline(each) for each in metrics], format)]
+    rules = [_part(each, name, "Rule", part) for each in metrics for name, part in each["rules"].items()]
+    if len(rules) > len(metrics):
+        parts.append(draw(rules, format))
+    for each in metrics:
+        parts += _parts_of(each, format, by)
+    return "\n\n".join(parts)
+
+
+def draw(rows: Sequence[Mapping[str, Any]], format: str = "text") -> str:
+    """Return rows with equal keys as one table."""
+    import pandas
+    from tabulate import tabulate
+
+    frame = pandas.DataFrame(rows)
+    if format == "json":
+        return json.dumps(list(rows), ensure_ascii=False, indent=1)
+    if format == "csv":
+        return frame.to_csv(index=False).rstrip("\n")
+    right = {"Score", "n", "Items", "Unparsed", "Truncated", "Empty", "Errors", "Shots"}
+    align = ["right" if column in right else "left" for column in frame.columns]
+    return tabulate(
+        frame.astype(str).values.tolist(),
+        headers=list(frame.columns),
+        tablefmt=_TABULATE[format],
+        disable_numparse=True,
+        colalign=align,
+    )
+
+
+def _name(metrics: Mapping[str, Any]) -> str:
+    return f"{metrics['task']}@{metrics['protocol']}{' (mini)' if metrics['mini'] else ''}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _interval(part: Mapping[str, Any]) -> str:
+    return f"{_percent(part['low'])} to {_percent(part['high'])}"
+
+
+def _headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    part = metrics["rules"].get(metrics["rule"])
+    withheld = metrics["score"] is None
+    return {
+        "Task": _name(metrics),
+        "Model": metrics["model"]["name"],
+        "Shots": metrics["shots"],
+        "n": metrics["n"],
+        "Rule": metrics["rule"],
+        "Score": _percent(metrics["score"]),
+        "95 % interval": "-" if withheld or part is None else _interval(part),
+        "Unparsed": metrics["unparsed"],
+        "Truncated": metrics["truncated"],
+        "Empty": metrics["empty"],
+        "Errors": metrics["errors"],
+    }
+
+
+def _part(metrics: Mapping[str, Any], name: str, label: str, part: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "Task": _name(metrics),
+        label: name,
+        "n": part["n"],
+        "Score": _percent(part["score"]),
+        "95 % interval": _interval(part),
+    }
+
+
+def _parts_of(metrics: Mapping[str, Any], format: str, by: str) -> list[str]:
+    label, key = {"category": ("Category", "categories"), "subject": ("Subject", "groups")}.get(by, ("", ""))
+    if not key or not metrics[key]:
+        return []
+    rows = [_part(metrics, name, label, part) for name, part in metrics[key].items()]
+    mean = {"Task": _name(metrics), label: "Mean over subjects (macro)", "n": metrics["n"]}
+    rows.append({**mean, "Score": _percent(metrics["macro"]), "95 % interval": "-"})
+    return [draw(rows, format)]
+
+
+def _long(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One line a number: what it is a score of, by which rule, with counts and interval, as fractions."""
+    rows = []
+    for each in metrics:
+        common = {"model": each["model"]["name"], "task": _name(each), "shots": each["shots"]}
+        for rule, part in each["rules"].items():
+            rows.append({**common, "part": "all", "name": "", "rule": rule, **part})
+        for kind, key in (("category", "categories"), ("subject", "groups")):
+            rows += [
+                {**common, "part": kind, "name": name, "rule": each["rule"], **part} for name, part in each[key].items()
+            ]
+    return rows

@@ -1,0 +1,246 @@
+"""The run folder: one model x one task@protocol x one dataset. Append-only answers, everything else derived from them.
+
+    manifest.json   what was run, written first, atomically
+    answers.jsonl   append-only, one line a request, checksummed. The only file that cannot be rebuilt
+    records.jsonl   one line a sample: gold, outputs, the verdict of every rule; derived, in sample order
+    metrics.json    derived, sorted, no clock in it: the same bytes for the same outputs; written last
+    timing.json     what a clock or the machine decides, one entry a session
+
+A torn last line (a killed writer) is dropped and asked again; a damaged line before it is refused with its number.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from qwen_eval.errors import StoreError, UsageError
+from qwen_eval.task import Answer, Chosen, Generated, Measured, Request
+
+__all__ = ["RunFolder", "StoredAnswer", "read_metrics", "read_records", "request_hash", "write_json"]
+
+KINDS: dict[str, type[Generated] | type[Chosen] | type[Measured]] = {
+    "generated": Generated,
+    "chosen": Chosen,
+    "measured": Measured,
+}
+MAY_GROW = ("samples",)
+"""The manifest field that a later session may raise: how many samples are in the run."""
+
+
+def canonical(value: object) -> str:
+    """Return the one JSON text of a value: keys sorted, no spaces, Unicode as it is."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def checksum(value: object) -> str:
+    """Return the first 16 hex digits of the SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical(value).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def request_hash(request: Request) -> str:
+    """Return the hash of everything a model is asked: prompt, options, stops, limits, kind."""
+    return checksum({"kind": type(request).__name__, **asdict(request)})
+
+
+@dataclass(frozen=True)
+class StoredAnswer:
+    """One answered request: the sample's id, the turn of its dialogue (from 0), the hash of the request."""
+
+    sample: str
+    turn: int
+    request: str
+    answer: Answer
+
+    def line(self) -> str:
+        """Return the line of answers.jsonl, with its checksum and newline."""
+        kind = next(name for name, cls in KINDS.items() if isinstance(self.answer, cls))
+        content = {"sample": self.sample, "turn": self.turn, "request": self.request, kind: asdict(self.answer)}
+        return canonical({**content, "sum": checksum(content)}) + "\n"
+
+    @classmethod
+    def parse(cls, line: str) -> Self:
+        """Read a line back. Raises ValueError when it is not whole."""
+        content = json.loads(line)
+        if not isinstance(content, dict) or content.pop("sum", None) != checksum(content):
+            raise ValueError("the checksum does not fit")
+        kind = next(name for name in KINDS if name in content)
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content[kind].items()
+        }
+        return cls(content["sample"], content["turn"], content["request"], KINDS[kind](**fields))
+
+
+class RunFolder:
+    """A run folder opened for writing; a context manager that holds the lock.
+
+    Entering it creates the folder or checks that it holds the same run (a larger `samples` extends it), and reads the
+    answers it has. Raises StoreError (damaged, locked), UsageError (another run, cannot be written).
+    """
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        """Name the folder and what is to be run in it; nothing is touched before `with`."""
+        self.path = path
+        self.manifest = dict(manifest)
+        self.overwrite = overwrite
+        self.answers: dict[tuple[str, int], StoredAnswer] = {}
+
+    def __enter__(self) -> Self:
+        from filelock import FileLock, Timeout
+
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / ".lock", timeout=0)
+            self._lock.acquire()
+        except Timeout:
+            raise StoreError(
+                f"{self.path}: another process is writing this run.\nNext: wait for it, or use another --output-dir."
+            ) from None
+        except OSError as error:
+            raise UsageError(
+                f"{self.path}: expected a folder that can be written, found none ({error.strerror})."
+            ) from None
+        try:
+            self._begin()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._file)
+        self._lock.release()
+
+    def append(self, answers: Iterable[StoredAnswer]) -> None:
+        """Write answers and make them durable. On a full disk the file ends at its last whole line; StoreError."""
+        stored = list(answers)
+        before = os.fstat(self._file).st_size
+        content = memoryview("".join(answer.line() for answer in stored).encode("utf-8", "surrogatepass"))
+        try:
+            while content:
+                content = content[os.write(self._file, content) :]
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, before)
+            raise StoreError(
+                f"{self.path / 'answers.jsonl'}: cannot be written ({error.strerror}). Everything before this batch is "
+                "kept.\nNext: make room, then run the same command again; it resumes."
+            ) from None
+        self.answers |= {(answer.sample, answer.turn): answer for answer in stored}
+
+    def write_derived(self, records: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any]) -> None:
+        """Write records.jsonl and, last, metrics.json."""
+        write_text(self.path / "records.jsonl", "".join(canonical(record) + "\n" for record in records))
+        write_json(self.path / "metrics.json", metrics)
+
+    def add_timing(self, session: Mapping[str, Any]) -> None:
+        """Append one session to timing.json."""
+        file = self.path / "timing.json"
+        try:
+            sessions = json.loads(file.read_text(encoding="utf-8"))["sessions"]
+        except (OSError, ValueError, KeyError, TypeError):
+            sessions = []
+        write_json(file, {"sessions": [*sessions, session]})
+
+    def _begin(self) -> None:
+        if self.overwrite:
+            for file in self.path.iterdir():
+                if file.name != ".lock":
+                    shutil.rmtree(file) if file.is_dir() else file.unlink()
+        self._check_manifest()
+        file = self.path / "answers.jsonl"
+        whole = 0
+        if file.exists():
+            stored, whole = read_answers(file)
+            self.answers = {(answer.sample, answer.turn): answer for answer in stored}
+        self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        os.ftruncate(self._file, whole)
+        write_json(self.path / "manifest.json", self.manifest)
+
+    def _check_manifest(self) -> None:
+        file = self.path / "manifest.json"
+        if not file.exists():
+            if (self.path / "answers.jsonl").exists():
+                raise StoreError(f"{file}: missing beside answers.jsonl, so nobody can say what these answers are.")
+            return
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StoreError(f"{file}: expected JSON, found something else ({error}).") from None
+        for name, was, now in _differences(before, self.manifest):
+            if name in MAY_GROW and isinstance(was, int) and isinstance(now, int) and now >= was:
+                continue
+            raise UsageError(
+                f"{self.path} holds another run: {name} was {was!r} and is now {now!r}.\n"
+                "Next: repeat the earlier command, or choose another --output-dir, or start over with --overwrite."
+            )
+
+
+def read_answers(file: Path) -> tuple[list[StoredAnswer], int]:
+    """Return the answers of a file and the length in bytes of its whole lines; a torn last line is left out."""
+    content = file.read_bytes()
+    lines = content.split(b"\n")
+    torn = lines.pop()
+    answers = []
+    for number, line in enumerate(lines, 1):
+        try:
+            answers.append(StoredAnswer.parse(line.decode("utf-8", "surrogatepass")))
+        except (ValueError, KeyError, TypeError, StopIteration) as error:
+            raise StoreError(
+                f"{file}, line {number}: this answer is damaged ({error or 'not an answer'}).\n"
+                "Next: restore the file from a copy, or start over with --overwrite."
+            ) from None
+    return answers, len(content) - len(torn)
+
+
+def read_records(run: Path) -> list[dict[str, Any]]:
+    """Return the records of a run folder. Raises StoreError for a missing or damaged file."""
+    file = run / "records.jsonl"
+    if not file.exists():
+        raise StoreError(f"{run}: expected a run folder with records.jsonl, found none.\nNext: finish the run first.")
+    records = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n")[:-1], 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise StoreError(f"{file}, line {number}: this record is damaged ({error}).") from None
+    return records
+
+
+def read_metrics(run: Path) -> dict[str, Any]:
+    """Return metrics.json of a run folder. Raises StoreError for a missing or damaged file."""
+    try:
+        metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{run}: expected a finished run with metrics.json, found none ({error}).") from None
+    return metrics
+
+
+def write_json(file: Path, value: object) -> None:
+    """Write JSON for people and programs (sorted, indented), atomically."""
+    write_text(file, json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file atomically: whole under its name, or not at all."""
+    partial = file.with_name(f".{file.name}.partial")
+    with partial.open("w", encoding="utf-8", errors="surrogatepass", newline="") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(file)
+
+
+def _differences(before: Any, now: Any, name: str = "") -> Iterable[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted({*before, *now}):
+            yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif before != now:
+        yield name, before, now

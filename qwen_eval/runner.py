@@ -1,0 +1,296 @@
+"""Samples → requests → answers → verdicts. One path for every task; it knows no benchmark.
+
+A sample's dialogue is a generator that yields requests and receives answers. All dialogues are in flight at once; what
+the run folder already holds is replayed from there, so nothing that was answered is asked twice.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import FrameType
+from typing import Any
+
+from qwen_eval.data import Dataset
+from qwen_eval.errors import Interrupted, StoreError, UsageError
+from qwen_eval.models.base import Model
+from qwen_eval.results import RunFolder, StoredAnswer, checksum, request_hash
+from qwen_eval.scoring import metrics, record
+from qwen_eval.task import Answer, Choose, Dialogue, Failed, Generate, Protocol, Request, Sample, Task
+
+__all__ = ["Plan", "Stop", "make_plan", "run", "stop_on_signal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What will be run: the samples of one task@protocol, and how each is asked.
+
+    `total` counts the samples of the whole split; `prompts` is a hash over the first requests of all of them, so it
+    does not depend on the limit.
+    """
+
+    task: Task
+    protocol: Protocol
+    shots: int
+    dataset: Dataset
+    samples: Sequence[Sample]
+    total: int
+    prompts: str
+    ask: Callable[[Sample], Dialogue]
+    published_truncation: bool = False
+
+    @property
+    def name(self) -> str:
+        """The spelling in tables: `gsm8k@qwen`, with ` (mini)` for the small shipped set."""
+        return f"{self.task.name}@{self.protocol.name}{' (mini)' if self.dataset.mini else ''}"
+
+    @property
+    def folder(self) -> str:
+        """The spelling in folder names."""
+        return f"{self.task.name}@{self.protocol.name}{'-mini' if self.dataset.mini else ''}"
+
+    def first_requests(self) -> Iterator[tuple[Sample, Request]]:
+        """Yield every planned sample with its first request."""
+        for sample in self.samples:
+            yield sample, next(self.ask(sample))
+
+    def manifest(self) -> dict[str, Any]:
+        """Return what identifies this run apart from the model."""
+        return {
+            "task": self.task.name,
+            "protocol": self.protocol.name,
+            "rule": self.protocol.rule,
+            "split": self.protocol.split,
+            "shots": self.shots,
+            "samples": len(self.samples),
+            "mini": self.dataset.mini,
+            "dataset": {"name": self.task.data.name, "fingerprints": dict(self.dataset.fingerprints)},
+            "prompts": self.prompts,
+            "published_truncation": self.published_truncation,
+        }
+
+
+def make_plan(
+    task: Task,
+    protocol: Protocol,
+    dataset: Dataset,
+    *,
+    shots: int | None = None,
+    limit: int | float | None = None,
+    published_truncation: bool = False,
+) -> Plan:
+    """Read the data, build every prompt, choose the samples. Raises UsageError for shots the prompt is not defined for.
+
+    `limit` is a number of samples, or a share of them when it is a float. Where samples have groups (subjects), a limit
+    takes them in turn, so that a part of a run is spread over all subjects; a larger limit always contains a smaller.
+    """
+    count = protocol.shots if shots is None else shots
+    if count not in protocol.shots_allowed:
+        allowed = protocol.shots_allowed
+        raise UsageError(
+            f"--shots {count}: {task.name}@{protocol.name} is defined for "
+            f"{allowed.start if len(allowed) == 1 else f'{allowed.start} to {allowed.stop - 1}'} exemplars."
+        )
+    samples = task.samples(dataset, protocol.split)
+    build = protocol.build(dataset, count)
+    cut = protocol.cut if published_truncation else None
+
+    def ask(sample: Sample) -> Dialogue:
+        asked = build(sample)
+        if not isinstance(asked, Request):
+            return asked
+        return one_turn(replace(asked, cut=cut) if cut and isinstance(asked, Generate | Choose) else asked)
+
+    prompts = checksum([[sample.id, request_hash(next(ask(sample)))] for sample in samples])
+    chosen = _spread(samples)[: _limited(len(samples), limit)]
+    order = {sample.id: index for index, sample in enumerate(samples)}
+    return Plan(
+        task=task,
+        protocol=protocol,
+        shots=count,
+        dataset=dataset,
+        samples=sorted(chosen, key=lambda sample: order[sample.id]),
+        total=len(samples),
+        prompts=prompts,
+        ask=ask,
+        published_truncation=published_truncation,
+    )
+
+
+def one_turn(request: Request) -> Dialogue:
+    """The default dialogue: one request, its answer is what is scored."""
+    answer = yield request
+    return answer
+
+
+def _limited(total: int, limit: int | float | None) -> int:
+    if limit is None:
+        return total
+    return min(total, limit if isinstance(limit, int) else math.ceil(limit * total))
+
+
+def _spread(samples: Sequence[Sample]) -> list[Sample]:
+    """Take the first of every group, then the second of every group, and so on."""
+    seen: dict[str, int] = {}
+    rank = []
+    for sample in samples:
+        rank.append(seen.setdefault(sample.group, 0))
+        seen[sample.group] += 1
+    return [sample for _, sample in sorted(zip(rank, samples, strict=True), key=lambda pair: pair[0])]
+
+
+# ---------------------------------------------------------------------------------------------------------- stopping
+
+
+@dataclass
+class Stop:
+    """Whether the user asked to stop. `asked` is set by the first signal."""
+
+    asked: bool = False
+
+
+@contextmanager
+def stop_on_signal(say: Callable[[str], None]) -> Iterator[Stop]:
+    """Turn the first Ctrl-C (or SIGTERM) into a request to stop after the batch; the second stops at once."""
+    stop = Stop()
+
+    def first(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        say("Stopping after this batch; what is answered is kept. Press Ctrl-C again to stop at once.")
+
+    before = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ----------------------------------------------------------------------------------------------------------- running
+
+
+@dataclass
+class _Running:
+    """A sample in flight: its dialogue, the answers it has received, the hashes of its first and its open request."""
+
+    sample: Sample
+    dialogue: Dialogue
+    prompt_hash: str = ""
+    asked: str = ""
+    answers: list[Answer] = field(default_factory=list)
+
+
+def run(
+    plan: Plan, model: Model, folder: RunFolder, *, stop: Stop, bar: Any = None, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Run what is not answered yet, write records and metrics, and return the metrics.
+
+    `folder` is open; `bar` is a tqdm bar or None. Raises Interrupted after a stop; what is answered is kept.
+    """
+    begun = time.monotonic()
+    reused = 0
+    running: dict[int, _Running] = {}
+    records: dict[str, dict[str, Any]] = {}
+    failures: dict[str, str] = {}
+    tokens = 0
+
+    def report(count: int) -> None:
+        nonlocal tokens
+        tokens += count
+        if bar is not None:
+            bar.set_postfix_str(f"{tokens:,} tokens", refresh=False)
+            bar.update(0)
+
+    def advance(ticket: int, each: _Running, answer: Answer | None) -> None:
+        """Send the dialogue its answer; replay what is stored; submit the next request or take the verdict."""
+        nonlocal reused
+        while True:
+            try:
+                request = each.dialogue.send(answer) if answer is not None else next(each.dialogue)
+            except StopIteration as end:
+                records[each.sample.id] = record(
+                    plan.task,
+                    each.sample,
+                    end.value,
+                    each.answers,
+                    doc_hash=checksum(dict(each.sample.row)),
+                    prompt_hash=each.prompt_hash,
+                )
+                running.pop(ticket, None)
+                if bar is not None:
+                    bar.update(1)
+                return
+            each.asked = request_hash(request)
+            each.prompt_hash = each.prompt_hash or each.asked
+            stored = folder.answers.get((each.sample.id, len(each.answers)))
+            if stored is None:
+                running[ticket] = each
+                model.submit(ticket, request)
+                return
+            if stored.request != each.asked:
+                raise StoreError(
+                    f"{folder.path}: the stored answer of sample {each.sample.id} belongs to another prompt.\n"
+                    "Next: choose another --output-dir, or start over with --overwrite."
+                )
+            answer = stored.answer
+            each.answers.append(answer)
+            reused += 1
+
+    model.on_progress(report)
+    for ticket, sample in enumerate(plan.samples):
+        advance(ticket, _Running(sample, plan.ask(sample)), None)
+    if reused:
+        say(f"{plan.name}: {reused:,} answer(s) taken from {folder.path}")
+    answered = 0
+    while running and not stop.asked:
+        arrived = model.collect()
+        stored = []
+        for ticket, answer in arrived:
+            each = running[ticket]
+            if isinstance(answer, Failed):
+                failures[each.sample.id] = answer.reason
+                del running[ticket]
+                continue
+            stored.append((ticket, StoredAnswer(each.sample.id, len(each.answers), each.asked, answer)))
+        folder.append(entry for _, entry in stored)
+        answered += len(stored)
+        for ticket, entry in stored:
+            each = running[ticket]
+            each.answers.append(entry.answer)
+            advance(ticket, each, entry.answer)
+    folder.add_timing(
+        {
+            "answered": answered,
+            "reused": reused,
+            "wall_seconds": round(time.monotonic() - begun, 3),
+            **model.counters(),
+        }
+    )
+    if running:
+        raise Interrupted(f"{plan.name}: stopped with {len(records):,} of {len(plan.samples):,} samples done.")
+    ordered = [records[sample.id] for sample in plan.samples if sample.id in records]
+    result = summary(plan, ordered, failures)
+    folder.write_derived(ordered, {**folder.manifest, **result})
+    for identifier, reason in list(failures.items())[:3]:
+        say(f"{plan.name}, sample {identifier}: {reason}")
+    return {**folder.manifest, **result}
+
+
+def summary(plan: Plan, records: Sequence[Mapping[str, Any]], failures: Mapping[str, str]) -> dict[str, Any]:
+    """Return the metrics of a finished run, with the reasons of the samples that ended in an error."""
+    return {**metrics(plan.task, plan.protocol, records, errors=len(failures)), "failures": dict(failures)}
+
+
+def shared_length(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Return how many tokens are left when every shared prefix is computed once: the size of the prompts' trie."""
+    total = 0
+    before: tuple[int, ...] = ()
+    for prompt in sorted(prompts):
+        common = next((at for at, (a, b) in enumerate(zip(before, prompt, strict=False)) if a != b), len(before))
+        total += len(prompt) - min(common, len(prompt))
+        before = prompt
+    return total
