@@ -40,7 +40,8 @@ def main() -> NoReturn:
     """Run the command line and exit with its code (see `qwen_eval/errors.py`)."""
     debug = "--debug" in sys.argv or bool(os.environ.get("QWEN_EVAL_DEBUG"))
     try:
-        cli.main([word for word in sys.argv[1:] if word != "--debug"], prog_name="python -m qwen_eval", standalone_mode=False)
+        words = [word for word in sys.argv[1:] if word != "--debug"]
+        cli.main(words, prog_name="python -m qwen_eval", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(2)

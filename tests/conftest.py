@@ -1,0 +1,155 @@
+"""Fixtures: a cache of its own for every test, no network, real data where it is, tiny models made on the spot."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from qwen_eval import registry
+from qwen_eval.data import Dataset, find_dataset
+from qwen_eval.registry import Entry
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads the user's cache, settings or network."""
+    for name in [name for name in os.environ if name.startswith("QWEN_EVAL_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("QWEN_EVAL_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+REAL_DATA = os.environ.get("QWEN_EVAL_DATA")
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of the real datasets; tests that need it are skipped, in words, where it is not given."""
+    if not REAL_DATA:
+        pytest.skip("QWEN_EVAL_DATA is not set: this test needs the real datasets")
+    return Path(REAL_DATA)
+
+
+@pytest.fixture
+def entries() -> dict[str, Entry]:
+    files = registry.find()
+    return {name: registry.load(name, files) for name in files}
+
+
+@pytest.fixture
+def mini(entries: dict[str, Entry]) -> Callable[[str], Dataset]:
+    """The small shipped set of a task."""
+
+    def load(name: str) -> Dataset:
+        return find_dataset(entries[name].task.data, tasks=entries[name].folder, network=False)
+
+    return load
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `python -m qwen_eval …` as a user would, in an empty folder."""
+
+    def call(*words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "qwen_eval", *words],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **settings},
+            timeout=300,
+            check=False,
+        )
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE tokenizer, trained on a few words, with ChatML's markers."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    text = (ROOT / "tasks" / "_mini" / "gsm8k" / "test.jsonl").read_text(encoding="utf-8")
+    tokenizer.train_from_iterator(text.splitlines(), trainer)
+    file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(file))
+    return file
+
+
+CHATML_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_file: Path) -> Callable[..., Path]:
+    """Make a tiny random checkpoint folder: `tiny_checkpoint("qwen2", chat=True)`. Same arguments, same folder."""
+    import torch
+    import transformers
+
+    made: dict[str, Path] = {}
+
+    def make(kind: str = "qwen2", *, chat: bool = True, window: int = 4096) -> Path:
+        key = f"{kind}-{chat}-{window}"
+        if key in made:
+            return made[key]
+        common = {
+            "vocab_size": 400,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": window,
+            "bos_token_id": None,
+            "eos_token_id": 2 if chat else 0,
+            "pad_token_id": 0,
+        }
+        config = {
+            "qwen2": lambda: transformers.Qwen2Config(**common),
+            "llama": lambda: transformers.LlamaConfig(**common),
+            "qwen3": lambda: transformers.Qwen3Config(**common, head_dim=8),
+            "gemma3": lambda: transformers.Gemma3TextConfig(
+                **{**common, "num_hidden_layers": 6}, head_dim=8, sliding_window=16
+            ),
+        }[kind]()
+        torch.manual_seed(7)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(4)  # away from uniform, so that the argmax is clear
+        folder = tmp_path_factory.mktemp(key)
+        model.save_pretrained(folder)
+        tokenizer = transformers.PreTrainedTokenizerFast(
+            tokenizer_file=str(tiny_tokenizer_file),
+            eos_token="<|im_end|>" if chat else "<|endoftext|>",
+            pad_token="<|endoftext|>",
+        )
+        tokenizer.chat_template = CHATML_TEMPLATE
+        tokenizer.save_pretrained(folder)
+        made[key] = folder
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models run fastest, and alike on every machine, with one thread."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    yield
