@@ -66,7 +66,8 @@ def answers(url: str) -> bool:
     """Return whether a web server answers at all (any status). Proxies of the environment are used."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_SECONDS).close()
-    except urllib.error.HTTPError:
+    except urllib.error.HTTPError as error:
+        error.close()
         return True
     except (urllib.error.URLError, OSError):
         return False
@@ -83,6 +84,7 @@ def _fetch_file(spec: DatasetSpec, pin: Pin, folder: Path) -> None:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
             content: bytes = response.read()
     except urllib.error.HTTPError as error:
+        error.close()
         raise DataError(f"{url}: expected the file, found HTTP {error.code} ({error.reason}).") from None
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,7 @@ def real_data() -> Path:
     """The folder of the real datasets; tests that need it are skipped, in words, where it is not given."""
     if not REAL_DATA:
         pytest.skip("QWEN_EVAL_DATA is not set: this test needs the real datasets")
-    return Path(REAL_DATA)
+    return Path(REAL_DATA).resolve()
 
 
 @pytest.fixture
@@ -149,7 +149,6 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_fil
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
+def one_thread() -> None:
     """Tiny models run fastest, and alike on every machine, with one thread."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    yield

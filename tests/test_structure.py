@@ -25,7 +25,13 @@ MAY_IMPORT = {
     "qwen_eval.registry": {"qwen_eval.errors", "qwen_eval.paths", "qwen_eval.task"},
     "qwen_eval.results": {"qwen_eval.errors", "qwen_eval.task"},
     "qwen_eval.scoring": {"qwen_eval.scorers", "qwen_eval.stats", "qwen_eval.task"},
-    "qwen_eval.models": {"qwen_eval.errors", "qwen_eval.models", "qwen_eval.paths", "qwen_eval.prompts", "qwen_eval.task"},
+    "qwen_eval.models": {
+        "qwen_eval.errors",
+        "qwen_eval.models",
+        "qwen_eval.paths",
+        "qwen_eval.prompts",
+        "qwen_eval.task",
+    },
     "qwen_eval.report": set(),
     "qwen_eval.runner": {
         "qwen_eval.data",

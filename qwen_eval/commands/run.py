@@ -268,7 +268,9 @@ def _run_all(
                 }
                 with (
                     RunFolder(path, manifest, overwrite=overwrite) as folder,
-                    tqdm(total=len(plan.samples), desc=plan.name, unit="item", smoothing=0, mininterval=interval) as bar,
+                    tqdm(
+                        total=len(plan.samples), desc=plan.name, unit="item", smoothing=0, mininterval=interval
+                    ) as bar,
                 ):
                     finished.append(run_plan(plan, engine, folder, stop=stop, bar=bar, say=_say_above_bar))
                 _say(f"{plan.name}: {path}")

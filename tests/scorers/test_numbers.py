@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from qwen_eval.readers import read_json_lines
 from qwen_eval.scorers.numbers import RULES, corrected
 
-CASES = [json.loads(line) for line in (Path(__file__).parent / "numbers.jsonl").read_text(encoding="utf-8").splitlines()]
+CASES = [
+    json.loads(line) for line in (Path(__file__).parent / "numbers.jsonl").read_text(encoding="utf-8").splitlines()
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['rule']}: {case['output'][:40]!r}")
@@ -24,7 +26,9 @@ def test_every_rule_has_cases() -> None:
     assert {case["rule"] for case in CASES} == set(RULES)
 
 
-@given(st.integers(-(10**9), 10**9), st.sampled_from(["The answer is {}.", "{}", "\\boxed{{{}}}", "答案是{}。", "#### {}"]))
+@given(
+    st.integers(-(10**9), 10**9), st.sampled_from(["The answer is {}.", "{}", "\\boxed{{{}}}", "答案是{}。", "#### {}"])
+)
 def test_corrected_reads_every_integer_however_it_is_written(number: int, form: str) -> None:
     for written in (str(number), f"{number:,}", f"{number}.00"):
         verdict = corrected(form.format(written), f"#### {number}")

@@ -1,0 +1,184 @@
+"""Where data comes from, what pins it, and what happens when it is not what it should be."""
+
+import hashlib
+import http.server
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen_eval.data import Dataset, Pin, find_dataset, fingerprint, pins
+from qwen_eval.errors import DataError
+from qwen_eval.fetch import Unreachable, fetch
+from qwen_eval.paths import home
+from qwen_eval.registry import Entry
+from qwen_eval.task import DatasetSpec, Hub, SplitSpec
+
+ROWS = [{"question": f"{number}+1?", "answer": f"#### {number + 1}"} for number in range(4)]
+CONTENT = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+def toy(url: str = "http://127.0.0.1:9/{path}", **changes: Any) -> DatasetSpec:
+    split = SplitSpec(file="test.jsonl", columns=("question", "answer"), rows=4, fingerprint=fingerprint(ROWS))
+    spec = DatasetSpec(
+        name="toy", licence="MIT", homepage="", url=url, splits={"test": split}, folders=("toy", "upstream/data", ".")
+    )
+    return replace(spec, **changes)
+
+
+def find(spec: DatasetSpec, tmp_path: Path, **settings: Any) -> Dataset:
+    return find_dataset(spec, tasks=tmp_path / "tasks", **{"network": False, **settings})
+
+
+@pytest.mark.parametrize("layout", ["toy", "upstream/data", "."])
+def test_a_local_folder_is_found_in_every_layout(tmp_path: Path, layout: str) -> None:
+    folder = tmp_path / "data" / layout
+    folder.mkdir(parents=True)
+    (folder / "test.jsonl").write_text(CONTENT)
+    dataset = find(toy(), tmp_path, data_dir=tmp_path / "data")
+    assert dataset.rows("test") == ROWS
+    assert not dataset.warnings
+
+
+def test_another_copy_with_the_same_rows_has_the_same_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text(
+        "".join(json.dumps({"extra": 1, **row}, indent=None, separators=(" ,", ":  ")) + "\r\n" for row in ROWS)
+    )
+    dataset = find(toy(), tmp_path, data_dir=tmp_path)
+    dataset.rows("test")
+    assert dataset.fingerprints == {"test": toy().splits["test"].fingerprint}
+    assert not dataset.warnings
+
+
+def test_parquet_as_the_hub_lays_it_out_has_the_same_fingerprint(tmp_path: Path) -> None:
+    import datasets
+
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    datasets.Dataset.from_list(ROWS).to_parquet(folder / "test-00000-of-00001.parquet")
+    spec = toy(hub=Hub(id="nobody/toy", config="main", row=dict))
+    dataset = find(spec, tmp_path, data_dir=tmp_path)
+    assert dataset.rows("test") == ROWS
+    assert not dataset.warnings
+
+
+def test_other_rows_are_used_with_a_warning_and_their_own_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text(CONTENT.replace("3+1?", "3+2?"))
+    dataset = find(toy(), tmp_path, data_dir=tmp_path)
+    dataset.rows("test")
+    assert dataset.fingerprints["test"] != toy().splits["test"].fingerprint
+    assert "not the official ones" in dataset.warnings[0]
+
+
+def test_a_short_file_is_an_error_never_a_smaller_set(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text(CONTENT.rpartition("{")[0])
+    with pytest.raises(DataError, match="expected 4 rows, found 3"):
+        find(toy(), tmp_path, data_dir=tmp_path).rows("test")
+
+
+def test_a_short_subject_is_named_by_its_file(tmp_path: Path, entries: dict[str, Entry], real_data: Path) -> None:
+    shutil.copytree(real_data / "mmlu", tmp_path / "mmlu", copy_function=shutil.copyfile)
+    for folder in (tmp_path / "mmlu", tmp_path / "mmlu" / "test"):
+        folder.chmod(0o755)
+    file = tmp_path / "mmlu" / "test" / "virology_test.csv"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:-1]))
+    dataset = find_dataset(entries["mmlu"].task.data, tasks=entries["mmlu"].folder, data_dir=tmp_path)
+    with pytest.raises(DataError, match=r"virology_test.csv: expected 166 rows, found 165"):
+        dataset.rows("test")
+
+
+def test_the_mini_set_is_used_only_when_nothing_else_is_there(tmp_path: Path) -> None:
+    mini = tmp_path / "tasks" / "_mini" / "toy"
+    mini.mkdir(parents=True)
+    (mini / "test.jsonl").write_text(CONTENT.splitlines()[0] + "\n")
+    said: list[str] = []
+    dataset = find(toy(), tmp_path, say=said.append)
+    assert dataset.mini
+    assert len(dataset.rows("test")) == 1
+    assert "(mini)" in said[0]
+    with pytest.raises(DataError, match="drop --no-mini"):
+        find(toy(), tmp_path, allow_mini=False)
+    (home() / "data" / "toy").mkdir(parents=True)
+    (home() / "data" / "toy" / "test.jsonl").write_text(CONTENT)
+    assert not find(toy(), tmp_path).mini
+
+
+def test_the_official_rows_are_the_pinned_ones(entries: dict[str, Entry], real_data: Path) -> None:
+    for entry in entries.values():
+        spec = entry.task.data
+        dataset = find_dataset(spec, tasks=entry.folder, data_dir=real_data, network=False)
+        for split, files in spec.splits.items():
+            assert len(dataset.rows(split)) == files.rows
+        assert not dataset.warnings
+
+
+def test_every_split_file_is_pinned(entries: dict[str, Entry]) -> None:
+    for entry in entries.values():
+        spec = entry.task.data
+        official = {pin.path: pin for pin in pins(spec, entry.folder)}
+        for files in spec.splits.values():
+            paths = [files.file.format(group=group) for group in spec.groups or ("",)]
+            assert sum(official[path].rows for path in paths) == files.rows
+
+
+# ------------------------------------------------------------------------------------------------------------ fetching
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, dict[str, bytes]]]:
+    """A web server on loopback; the dictionary is what it serves."""
+    files: dict[str, bytes] = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = files.get(self.path)
+            self.send_response(200 if content is not None else 404)
+            self.end_headers()
+            self.wfile.write(content or b"")
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_address[1]}/{{path}}", files
+        httpd.shutdown()
+        thread.join()
+
+
+OFFICIAL = [Pin(4, hashlib.sha256(CONTENT.encode()).hexdigest(), "test.jsonl")]
+
+
+def test_fetching_verifies_and_repairs(server: tuple[str, dict[str, bytes]]) -> None:
+    url, files = server
+    files["/test.jsonl"] = CONTENT.encode()
+    folder = fetch(toy(url), OFFICIAL)
+    assert (folder / "test.jsonl").read_text() == CONTENT
+    (folder / "test.jsonl").write_text("damaged")
+    fetch(toy(url), OFFICIAL)
+    assert (folder / "test.jsonl").read_text() == CONTENT
+    files.clear()
+    fetch(toy(url), OFFICIAL)  # all is there: the source is not asked
+
+
+def test_other_bytes_than_the_pinned_ones_are_refused(server: tuple[str, dict[str, bytes]]) -> None:
+    url, files = server
+    files["/test.jsonl"] = b"something else"
+    with pytest.raises(DataError, match="expected SHA-256"):
+        fetch(toy(url), OFFICIAL)
+    assert not list((home() / "data" / "toy").iterdir())
+
+
+def test_a_missing_file_and_a_silent_server_are_told_apart(server: tuple[str, dict[str, bytes]]) -> None:
+    url, _ = server
+    with pytest.raises(DataError, match="HTTP 404") as found:
+        fetch(toy(url), OFFICIAL)
+    assert not isinstance(found.value, Unreachable)
+    with pytest.raises(Unreachable, match="cannot be reached"):
+        fetch(toy(), OFFICIAL)

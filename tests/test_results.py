@@ -1,0 +1,145 @@
+"""The run folder: nothing answered is lost, asked twice, or taken for something it is not."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen_eval.errors import StoreError, UsageError
+from qwen_eval.results import RunFolder, StoredAnswer, read_answers
+from qwen_eval.task import Answer, Chosen, Generated, Measured
+
+MANIFEST: dict[str, Any] = {"task": "toy", "samples": 4, "model": {"name": "m", "fingerprint": "f"}}
+
+
+def generated(text: str = "18") -> Generated:
+    return Generated(text=text, finish="end", prompt_tokens=3, new_tokens=1)
+
+
+def stored(sample: str, answer: Answer | None = None, turn: int = 0) -> StoredAnswer:
+    return StoredAnswer(sample, turn, "hash", answer or generated())
+
+
+answers = st.one_of(
+    st.builds(generated, st.text()),
+    st.builds(
+        lambda values: Chosen(logprobs=tuple(values), prompt_tokens=1),
+        st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1),
+    ),
+    st.just(Measured(nll=(1.5, 2.5), tokens=(3, 3), bytes=(10, 11))),
+)
+
+
+@given(answers, st.text())
+def test_every_answer_comes_back_as_it_was(answer: Answer, sample: str) -> None:
+    entry = stored(sample, answer)
+    assert StoredAnswer.parse(entry.line()) == entry
+
+
+def test_answers_are_there_after_reopening(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", MANIFEST) as folder:
+        folder.append([stored("0"), stored("1")])
+        folder.append([stored("0", turn=1)])
+    with RunFolder(tmp_path / "run", MANIFEST) as folder:
+        assert list(folder.answers) == [("0", 0), ("1", 0), ("0", 1)]
+
+
+@settings(max_examples=60)
+@given(cut=st.integers(0, 400))
+def test_a_torn_last_line_is_dropped_wherever_it_is_torn(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    path = tmp_path_factory.mktemp("run")
+    with RunFolder(path, MANIFEST) as folder:
+        folder.append([stored("0"), stored("1", generated("ein Ü"))])
+    file = path / "answers.jsonl"
+    content = file.read_bytes()
+    whole = content[: max(0, len(content) - cut)]
+    file.write_bytes(whole)
+    with RunFolder(path, MANIFEST) as folder:
+        assert len(folder.answers) == whole.count(b"\n")
+        folder.append([stored("2")])
+    assert [entry.sample for entry in read_answers(file)[0]][-1] == "2"
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda line: line.replace(b"18", b"19"), lambda line: line[:20], lambda line: b"[]"]
+)
+def test_a_damaged_line_before_the_last_is_refused_with_its_number(tmp_path: Path, damage: Any) -> None:
+    with RunFolder(tmp_path, MANIFEST) as folder:
+        folder.append([stored("0"), stored("1"), stored("2")])
+    file = tmp_path / "answers.jsonl"
+    lines = file.read_bytes().split(b"\n")
+    lines[1] = damage(lines[1])
+    file.write_bytes(b"\n".join(lines))
+    with pytest.raises(StoreError, match="line 2"), RunFolder(tmp_path, MANIFEST):
+        pass
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    with (
+        RunFolder(tmp_path, MANIFEST),
+        pytest.raises(StoreError, match="another process"),
+        RunFolder(tmp_path, MANIFEST),
+    ):
+        pass
+
+
+def test_another_run_is_refused_and_the_field_named(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, MANIFEST):
+        pass
+    other = {**MANIFEST, "model": {"name": "m", "fingerprint": "g"}}
+    with pytest.raises(UsageError, match=r"model.fingerprint was 'f' and is now 'g'"), RunFolder(tmp_path, other):
+        pass
+    with RunFolder(tmp_path, other, overwrite=True) as folder:
+        assert not folder.answers
+
+
+def test_a_run_may_grow_but_not_shrink(tmp_path: Path) -> None:
+    with RunFolder(tmp_path, MANIFEST):
+        pass
+    with RunFolder(tmp_path, {**MANIFEST, "samples": 8}):
+        pass
+    with pytest.raises(UsageError, match="samples was 8"), RunFolder(tmp_path, MANIFEST):
+        pass
+
+
+def test_a_full_disk_keeps_every_whole_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    with RunFolder(tmp_path, MANIFEST) as folder:
+        folder.append([stored("0")])
+
+        def full(file: int, content: bytes) -> int:
+            real(file, bytes(content)[:30])
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(StoreError, match="No space left on device"):
+            folder.append([stored("1")])
+        monkeypatch.setattr(os, "write", real)
+    assert [entry.sample for entry in read_answers(tmp_path / "answers.jsonl")[0]] == ["0"]
+    assert (tmp_path / "answers.jsonl").read_bytes().endswith(b"\n")
+
+
+def test_answers_without_a_manifest_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").write_text(stored("0").line())
+    with pytest.raises(StoreError, match=r"manifest\.json: missing"), RunFolder(tmp_path, MANIFEST):
+        pass
+
+
+def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(StoreError, match="expected JSON"), RunFolder(tmp_path, MANIFEST):
+        pass
+
+
+def test_derived_files_are_the_same_bytes_for_the_same_content(tmp_path: Path) -> None:
+    written = []
+    for name in ("one", "two"):
+        with RunFolder(tmp_path / name, MANIFEST) as folder:
+            folder.write_derived([{"b": 1, "a": 2}], {"score": 0.5, "rule": "r"})
+        written.append([(tmp_path / name / file).read_bytes() for file in ("records.jsonl", "metrics.json")])
+    assert written[0] == written[1]
+    assert json.loads(written[0][0]) == {"a": 2, "b": 1}
