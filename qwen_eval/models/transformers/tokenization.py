@@ -69,13 +69,7 @@ class Tokenizer:
 
     def encode(self, text: str, *, control: bool, specials: bool = False) -> list[int]:
         """Return the ids of a text. `control`: markers become control tokens. `specials`: with the tokenizer's BOS."""
-        backend = getattr(self.inner, "backend_tokenizer", None)
-        if backend is not None:
-            backend.encode_special_tokens = not control
-            ids: list[int] = self.inner(text, add_special_tokens=specials)["input_ids"]
-            backend.encode_special_tokens = False
-            return ids
-        ids = self.inner(text, add_special_tokens=specials, split_special_tokens=not control)["input_ids"]
+        ids: list[int] = self.inner(text, add_special_tokens=specials, split_special_tokens=not control)["input_ids"]
         return ids
 
     def decode(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> str:
