@@ -263,9 +263,7 @@ def test_where_an_option_changes_the_prompts_tokens_all_options_are_cut_back_ali
     tiny_checkpoint: Callable[..., Path],
 ) -> None:
     tokenizer = Tokenizer(tiny_checkpoint("qwen2"))
-    whole = next(
-        word for word in (" the", " many", " each", " How") if len(tokenizer.encode(word, control=False)) == 1
-    )
+    whole = next(word for word in (" the", " many", " each", " How") if len(tokenizer.encode(word, control=False)) == 1)
     head, tail = whole[:-1], whole[-1]
     context, options = tokenizer.continuations(head, (tail, "Z"))
     assert tokenizer.inner.decode(context + options[0]) == whole

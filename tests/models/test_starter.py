@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -236,10 +237,17 @@ def test_a_broken_wheel_is_reported_and_deleted(wheels: Path, cache: Path) -> No
 
 
 def test_a_second_caller_waits_says_so_and_converts_nothing(
-    wheels: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    wheels: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stock(wheels, cache=cache)
-    started, may_finish = threading.Event(), threading.Event()
+    started, waiting, may_finish = threading.Event(), threading.Event(), threading.Event()
+
+    class Notices(StringIO):
+        def flush(self) -> None:
+            waiting.set()
+
+    notices = Notices()
+    monkeypatch.setattr(sys, "stderr", notices)
     conversions = []
 
     def slow_copy(path: Path, *, into: Path) -> None:
@@ -257,13 +265,11 @@ def test_a_second_caller_waits_says_so_and_converts_nothing(
     callers[0].start()
     assert started.wait(timeout=30)
     callers[1].start()
-    shown = ""
-    while "waiting for it" not in shown and callers[1].is_alive():
-        shown += capsys.readouterr().err
+    assert waiting.wait(timeout=30)
     may_finish.set()
     for caller in callers:
         caller.join(timeout=30)
-    assert shown == "Another process is preparing toy; waiting for it.\n"
+    assert notices.getvalue() == "Another process is preparing toy; waiting for it.\n"
     assert len(folders) == 2
     assert len(conversions) == 1
 
