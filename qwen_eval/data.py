@@ -236,13 +236,13 @@ def _from_hub(spec: DatasetSpec, tried: list[str]) -> Dataset | None:
         return None
     from qwen_eval.fetch import answers
 
-    # Without network the library would retry for half a minute. Offline it still finds what its own cache holds; the
-    # variable is read when the library is imported, so this comes first.
-    if not answers(os.environ.get("HF_ENDPOINT") or "https://huggingface.co"):
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    import datasets
-
     hub, first = spec.hub, next(iter(spec.splits))
+    # Without network the library would retry for half a minute. Told to be offline it uses what its own cache holds.
+    told_offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+    if not told_offline and not answers(os.environ.get("HF_ENDPOINT") or "https://huggingface.co"):
+        tried.append(f"the hub ({hub.id}, cannot be reached)")
+        return None
+    import datasets
 
     def load(split: str) -> list[dict[str, str]]:
         return _hub_rows(spec, split, datasets.load_dataset(hub.id, hub.config, split=split))
@@ -252,7 +252,7 @@ def _from_hub(spec: DatasetSpec, tried: list[str]) -> Dataset | None:
     except Exception as error:  # the library raises a dozen kinds for "not reachable"
         if isinstance(error, DataError):
             raise
-        tried.append(f"the hub ({hub.id}: {type(error).__name__})")
+        tried.append(f"the hub ({hub.id}, {type(error).__name__})")
         return None
     return Dataset(spec, f"from the hub ({hub.id}, {hub.config})", load)
 

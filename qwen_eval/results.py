@@ -174,11 +174,18 @@ class RunFolder:
             before = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise StoreError(f"{file}: expected JSON, found something else ({error}).") from None
-        for name, was, now in _differences(before, self.manifest):
-            if name in MAY_GROW and isinstance(was, int) and isinstance(now, int) and now >= was:
-                continue
+        changed = [
+            (name, was, now)
+            for name, was, now in _differences(before, self.manifest)
+            if not (name in MAY_GROW and isinstance(was, int) and isinstance(now, int) and now >= was)
+        ]
+        if changed:
+            # The hash of the prompts follows from other fields; it is named first only where it alone differs.
+            name, was, now = min(changed, key=lambda change: change[0] == "prompts")
+            others = ", ".join(other for other, _, _ in changed if other != name)
             raise UsageError(
-                f"{self.path} holds another run: {name} was {was!r} and is now {now!r}.\n"
+                f"{self.path} holds another run: {name} was {was!r} and is now {now!r}"
+                f"{f' (also changed: {others})' if others else ''}.\n"
                 "Next: repeat the earlier command, or choose another --output-dir, or start over with --overwrite."
             )
 

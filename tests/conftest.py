@@ -14,6 +14,9 @@ from qwen_eval.registry import Entry
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Read when the libraries are imported, so it is set before anything is.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 
 @pytest.fixture(autouse=True)
 def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +24,6 @@ def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("QWEN_EVAL_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("QWEN_EVAL_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 REAL_DATA = os.environ.get("QWEN_EVAL_DATA")

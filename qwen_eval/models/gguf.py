@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,10 +19,20 @@ from typing import Any
 
 from qwen_eval.errors import ModelError
 
-__all__ = ["CONVERSION", "convert_gguf", "require_free_space", "require_gguf", "restored_tokenizer"]
+__all__ = [
+    "CONVERSION",
+    "convert_gguf",
+    "require_free_space",
+    "require_gguf",
+    "require_transformers",
+    "restored_tokenizer",
+]
 
 CONVERSION = 1
 """Raised whenever the conversion writes something else; folders of an older one are made again."""
+
+# Tested: 5.18 to 5.23 agree; 5.0 to 5.15 get other end tokens or other token ids out of the same file.
+_OLDEST_TRANSFORMERS = (5, 18)
 
 # Vocabularies whose digits are cut one by one before the merges run. The GGUF names them, but transformers' table of
 # pre-tokenizers lacks them, and its fallback joins digits: "2024" would become other tokens than in training.
@@ -51,8 +62,7 @@ def convert_gguf(path: Path, *, into: Path) -> None:
     a few copies of the largest matrix in float32: 5.6 GB for 1.5 billion weights in 4 bits. Raises ModelError when
     transformers cannot convert the file.
     """
-    from transformers import __version__
-
+    require_transformers()
     header = _read_header(path)
     require_free_space(into.parent, needed=2 * header.parameters, purpose=path.name)
     try:
@@ -73,7 +83,7 @@ def convert_gguf(path: Path, *, into: Path) -> None:
             tokenizer.save_pretrained(into)
     except (ValueError, LookupError, RuntimeError, ImportError, MemoryError) as error:
         raise ModelError(
-            f"transformers {__version__} cannot convert {path} (GGUF architecture "
+            f"transformers {version('transformers')} cannot convert {path} (GGUF architecture "
             f"{header.architecture!r}): {' '.join(str(error).split())[:300]}\n"
             "Give the model's own checkpoint folder instead (config.json and safetensors)."
         ) from error
@@ -116,6 +126,17 @@ def require_gguf(path: Path) -> None:
         magic = stream.read(4)
     if magic != b"GGUF":
         raise ModelError(f"{path} is not a GGUF file: expected it to start with b'GGUF', found {magic!r}.")
+
+
+def require_transformers() -> None:
+    """Raise ModelError when the installed transformers is too old to read a GGUF file's tokenizer rightly."""
+    found = version("transformers")
+    if tuple(int(number) for number in found.split(".")[:2]) < _OLDEST_TRANSFORMERS:
+        oldest = ".".join(map(str, _OLDEST_TRANSFORMERS))
+        raise ModelError(
+            f"Converting a GGUF file needs transformers {oldest} or newer, found {found}: older ones misread tokens.\n"
+            f"Install a newer one (pip install 'transformers>={oldest}'), or give a checkpoint folder with --model."
+        )
 
 
 def require_free_space(folder: Path, *, needed: int, purpose: str) -> None:
@@ -183,8 +204,6 @@ def _dequantised_model(path: Path) -> Any:
     `from_pretrained(gguf_file=...)` would do most of this, but asks for the package accelerate and returns a model
     that refuses to be saved; the loader below it returns the bare tensors.
     """
-    from inspect import signature
-
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
@@ -197,10 +216,9 @@ def _dequantised_model(path: Path) -> Any:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     model = empty_model(config)
-    # Early 5.x releases return float32 only; the cast below then does it.
-    precision = {"torch_dtype": torch.bfloat16} if "torch_dtype" in signature(load_gguf_checkpoint).parameters else {}
-    loaded = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model, **precision)["tensors"]
-    tensors = {name: loaded.pop(name).to(torch.bfloat16) for name in list(loaded)}
+    tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model, torch_dtype=torch.bfloat16)[
+        "tensors"
+    ]
     # A GGUF with an output matrix counts as untied. Where the matrix only repeats the embedding, one copy is enough;
     # where it was quantised with other bits (the usual Q4_K_M: output in Q6_K), both are needed.
     embedding, output = tensors.get("model.embed_tokens.weight"), tensors.get("lm_head.weight")

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NoReturn
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 from qwen_eval.errors import ModelError, UsageError, did_you_mean
-from qwen_eval.models.gguf import CONVERSION, convert_gguf, require_free_space, require_gguf
+from qwen_eval.models.gguf import CONVERSION, convert_gguf, require_free_space, require_gguf, require_transformers
 from qwen_eval.models.prepared import Source, prepared_folder
 from qwen_eval.paths import home
 
@@ -100,6 +100,7 @@ def starter_folder(name: str, *, progress: bool = True) -> Path:
     )
 
     def build(work: Path) -> None:
+        require_transformers()  # before the download, not after it
         file = _verified_file(starter, name=name, work=work, progress=progress)
         _announce_conversion(name, progress=progress)
         convert_gguf(file, into=work / "converted")

@@ -1,0 +1,329 @@
+"""The command line as a user meets it: what works, and that every mistake ends in plain lines and its exit code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qwen_eval.cli import main
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Call the command line in an empty folder; returns exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str, **settings: str) -> tuple[int, str, str]:
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["qwen_eval", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err, err
+        return int(end.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def chat_model(tiny_checkpoint: Callable[..., Path]) -> str:
+    return str(tiny_checkpoint("qwen2"))
+
+
+# ---------------------------------------------------------------------------------------------------- what works
+
+
+def test_a_run_prints_a_table_and_again_repeats_nothing(cli: Cli, chat_model: str, tmp_path: Path) -> None:
+    words = ["run", "--task", "gsm8k,mmlu@qwen", "--model", chat_model, "--limit", "3", "--batch-size", "2"]
+    code, out, err = cli(*words)
+    assert code == 0, err
+    assert "gsm8k@qwen-chat (mini)" in out
+    assert "is a chat model" in err
+    assert "(mini) and are not comparable" in err
+    answers = sorted((tmp_path / "results").rglob("answers.jsonl"))
+    assert len(answers) == 2
+    before = [file.read_bytes() for file in answers]
+    code, again, err = cli(*words)
+    assert (code, again) == (0, out)
+    assert "3 answer(s) taken from" in err
+    assert [file.read_bytes() for file in answers] == before
+
+
+@pytest.mark.parametrize("form", ["md", "csv", "json", "latex"])
+def test_every_table_format(cli: Cli, chat_model: str, form: str) -> None:
+    code, out, _ = cli("run", "--task", "mmlu@qwen", "--model", chat_model, "--limit", "4", "--format", form)
+    assert code == 0
+    if form == "json":
+        (metrics,) = json.loads(out)
+        assert metrics["n"] == 4
+        assert metrics["mini"] is True
+    elif form == "csv":
+        assert out.startswith("model,task,shots,part,name,rule,correct,n,score,low,high\n")
+    else:
+        assert {"md": "| mmlu@qwen (mini)", "latex": "\\begin{tabular}"}[form] in out
+
+
+def test_flags_come_from_the_command_line_the_environment_and_a_file(cli: Cli, chat_model: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(f"task: [gsm8k@qwen]\nmodel: {chat_model}\nlimit: 5\nshots: 2\n")
+    code, out, err = cli("run", "--config", "run.yaml", "--dry_run", "--batch_size", "3", QWEN_EVAL_LIMIT="4")
+    assert code == 0, err
+    assert "4 of 24" in out  # the environment wins over the file
+    assert "2" in out.splitlines()[2].split()
+    code, out, _ = cli("run", "--config", "run.yaml", "--dry-run", "--limit", "0.5")
+    assert "12 of 24" in out  # the command line wins over both
+
+
+def test_a_dry_run_says_what_would_run_and_runs_nothing(cli: Cli, chat_model: str, tmp_path: Path) -> None:
+    code, out, _ = cli("run", "--task", "gsm8k@qwen,mmlu@qwen", "--model", chat_model, "--dry-run")
+    assert code == 0
+    for column in ("Prompt tokens", "Sharing prefixes", "Detectable difference"):
+        assert column in out
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_list_of_tasks(cli: Cli) -> None:
+    code, out, _ = cli("tasks")
+    assert code == 0
+    for word in ("gsm8k", "1,319 items", "MIT", "qwen-chat-4shot", "mmlu", "14,042 items", "raw.githubusercontent.com"):
+        assert word in out
+
+
+def test_a_raw_prompt_is_exactly_its_bytes(cli: Cli, tmp_path: Path) -> None:
+    golden = json.loads((Path(__file__).parent / "tasks" / "golden_mini.json").read_text(encoding="utf-8"))
+    for name in ("gsm8k@qwen", "gsm8k@opencompass-chat", "mmlu@qwen-chat"):
+        identifier, text = next(iter(golden[name].items()))
+        code, out, _ = cli("tasks", "show", name, "--sample", identifier, "--raw")
+        assert code == 0
+        assert out == text.rpartition("\n--- ")[0]
+
+
+def test_scoring_without_a_model(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(
+        '{"id": 7, "output": "The answer is 5", "gold": "#### 5"}\n{"id": "0", "output": ""}\n'
+    )
+    code, _, err = cli(
+        "score",
+        "--task",
+        "gsm8k",
+        "--rule",
+        "qwen",
+        "--rule",
+        "corrected",
+        "--input",
+        "in.jsonl",
+        "--output",
+        "out.jsonl",
+    )
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert rows[:2] == [
+        {"id": 7, "rule": "qwen", "extracted": "5", "correct": True},
+        {"id": 7, "rule": "corrected", "extracted": "5", "correct": True},
+    ]
+    assert rows[2] == {"id": "0", "rule": "qwen", "extracted": None, "correct": False}
+
+
+def test_scoring_a_run_folder_gives_the_verdicts_of_the_run(cli: Cli, chat_model: str, tmp_path: Path) -> None:
+    cli("run", "--task", "mmlu@qwen-chat", "--model", chat_model, "--limit", "4")
+    (folder,) = (tmp_path / "results").glob("*/*")
+    code, _, err = cli("score", "--task", "mmlu", "--input", str(folder), "--output", "out.jsonl")
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    assert len(rows) == 8
+    for record in records:
+        for row in rows:
+            if row["id"] == record["doc_id"]:
+                assert record["verdicts"][row["rule"]] == {"correct": row["correct"], "extracted": row["extracted"]}
+
+
+def test_a_task_of_the_users_own(cli: Cli, chat_model: str, tmp_path: Path) -> None:
+    (tmp_path / "own" / "_mini" / "echo").mkdir(parents=True)
+    (tmp_path / "own" / "_mini" / "echo" / "test.jsonl").write_text('{"question": "1?", "answer": "1"}\n' * 3)
+    (tmp_path / "own" / "echo.py").write_text(
+        "from qwen_eval.scorers import numbers\n"
+        "from qwen_eval.task import DatasetSpec, Generate, Protocol, Sample, SplitSpec, Task\n"
+        "TASK = Task(name='echo', title='Echo', paper='none',\n"
+        "    data=DatasetSpec(name='echo', licence='MIT', homepage='', url='http://127.0.0.1:9/{path}', folders=('echo',),\n"
+        "        splits={'test': SplitSpec(file='test.jsonl', columns=('question', 'answer'), rows=3, fingerprint='')}),\n"
+        "    samples=lambda data, split: [Sample(str(i), r, r['answer']) for i, r in enumerate(data.rows(split))],\n"
+        "    rules={'last': lambda output, sample: numbers.corrected(output, sample.gold)},\n"
+        "    protocols=(Protocol(name='plain', chat=False, shots=0, shots_allowed=range(1), rule='last', about='',\n"
+        "        build=lambda data, shots: lambda s: Generate(prompt=s.row['question'], max_new_tokens=4)),))\n"
+    )
+    code, out, err = cli("run", "--task", "echo", "--model", chat_model, "--include-path", "own")
+    assert code == 0, err
+    assert "echo@plain (mini)" in out
+
+
+def test_verifying_a_data_folder(cli: Cli, real_data: Path, tmp_path: Path) -> None:
+    code, out, err = cli("data", "verify", str(real_data))
+    assert code == 0, err
+    assert "171 files, all official" in out
+    (tmp_path / "d" / "gsm8k").mkdir(parents=True)
+    (tmp_path / "d" / "gsm8k" / "test.jsonl").write_text("{}\n")
+    code, out, err = cli("data", "verify", "d")
+    assert code == 3
+    assert "expected SHA-256" in err
+    assert "train.jsonl: missing" in err
+
+
+# -------------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["run", "--task", "gsmk8"], 2, "Did you mean 'gsm8k'"),
+        (["run", "--task", "gsm8k@qwen-chta"], 2, "Did you mean 'qwen-chat'"),
+        (["run", "--task", "gsm8k@"], 2, "Expected TASK or TASK@PROTOCOL"),
+        (["run"], 2, "Missing option '--task'"),
+        (["run", "--task", "gsm8k", "--model", "./no/such/model"], 3, "found nothing there"),
+        (["run", "--task", "gsm8k", "--model", "starter:smollm3"], 2, "smollm2-135m-instruct"),
+        (["run", "--task", "gsm8k", "--limit", "0"], 2, "expected at least 1 sample"),
+        (["run", "--task", "gsm8k", "--limit", "1.5"], 2, "up to 1.0"),
+        (["run", "--task", "gsm8k", "--limit", "many"], 2, "found 'many'"),
+        (["run", "--task", "gsm8k", "--shots", "-1"], 2, "--shots"),
+        (["run", "--task", "gsm8k", "--batch-size", "0"], 2, "--batch-size"),
+        (["run", "--task", "gsm8k", "--dtype", "float33"], 2, "Did you mean 'float32'"),
+        (["run", "--task", "gsm8k", "--chat", "--base"], 2, "found both"),
+        (["run", "--task", "gsm8k", "--no-mini"], 3, "the data was not found"),
+        (["run", "--task", "gsm8k", "--data-dir", "nowhere"], 3, "expected a folder, found none"),
+        (["run", "--task", "gsm8k", "--output-dir", "/proc/nothing"], 2, "can be written"),
+        (["run", "--task", "gsm8k", "--config", "nowhere.yaml"], 2, "cannot be read"),
+        (["run", "--task", "gsm8k", "--include-path", "nowhere"], 2, "expected a folder of task files"),
+        (["run", "--task", "gsm8k", "--modle", "x"], 2, "--model"),
+        (["rnu"], 2, "No such command"),
+        (["tasks", "show", "gsm8k@qwen", "--sample", "99"], 2, "expected a number below 24"),
+        (["tasks", "show", "gsm8k@qwen", "--raw"], 2, "expected --sample"),
+        (["data", "fetch", "gsmk8"], 2, "Did you mean 'gsm8k'"),
+        (["data", "fetch", "gsm8k"], 3, "cannot be reached"),
+        (["data", "verify", "nowhere"], 3, "expected a folder"),
+        (["score", "--task", "gsm8k", "--rule", "qwne", "--input", "x", "--output", "y"], 2, "Did you mean 'qwen'"),
+        (["score", "--task", "gsm8k", "--input", "nowhere", "--output", "y"], 3, "this file is missing"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_ends_in_plain_lines_and_its_exit_code(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int, says: str
+) -> None:
+    # Nothing here may reach out: the pinned source does not answer.
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    found, _, err = cli(*words)
+    assert found == code, err
+    assert says in err
+    assert len(err.strip().splitlines()) <= 6
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "says"),
+    [
+        ("limit: 3\n task: x\n", 2, "expected YAML"),
+        ("limit: 3\nmodle: x\n", 2, "Did you mean 'model'"),
+        ("- a\n", 1, "flag: value"),
+    ],
+)
+def test_a_broken_configuration_is_named_by_line(cli: Cli, tmp_path: Path, content: str, line: int, says: str) -> None:
+    (tmp_path / "run.yaml").write_text(content)
+    code, _, err = cli("run", "--config", "run.yaml")
+    assert code == 2
+    assert f"run.yaml, line {line}:" in err
+    assert says in err
+
+
+def test_a_chat_protocol_needs_a_chat_template(cli: Cli, tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    import shutil
+
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_checkpoint("qwen2"), bare)
+    for file in bare.glob("chat_template*"):
+        file.unlink()
+    settings = json.loads((bare / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(settings))
+    code, _, err = cli("run", "--task", "gsm8k@qwen-chat", "--model", str(bare))
+    assert code == 2
+    assert "has no chat template" in err
+    code, out, err = cli("run", "--task", "gsm8k", "--model", str(bare), "--limit", "1")
+    assert code == 0, err
+    assert "gsm8k@qwen " in out
+
+
+def test_a_damaged_answer_is_refused_with_file_and_line(cli: Cli, chat_model: str, tmp_path: Path) -> None:
+    words = ["run", "--task", "gsm8k", "--model", chat_model, "--limit", "3"]
+    cli(*words)
+    (file,) = (tmp_path / "results").rglob("answers.jsonl")
+    file.write_bytes(file.read_bytes().replace(b'"turn":0', b'"turn":1', 1))
+    code, _, err = cli(*words)
+    assert code == 5
+    assert "answers.jsonl, line 1: this answer is damaged" in err
+    code, _, _ = cli(*words, "--overwrite")
+    assert code == 0
+
+
+def test_another_run_in_the_same_folder_is_refused(cli: Cli, chat_model: str) -> None:
+    cli("run", "--task", "gsm8k@qwen", "--model", chat_model, "--limit", "2")
+    code, _, err = cli("run", "--task", "gsm8k@qwen", "--model", chat_model, "--limit", "2", "--shots", "3")
+    assert code == 2
+    assert "was 8 and is now 3" in err
+
+
+def test_damaged_scoring_input_is_named_by_line(cli: Cli, tmp_path: Path) -> None:
+    for content, says in (
+        ('{"id": 1, "output": "5"}\n{"id": \n', "line 2"),
+        ('{"id": 1}\n', "line 1"),
+        ('{"id": 99, "output": ""}', "id '99'"),
+    ):
+        (tmp_path / "in.jsonl").write_text(content)
+        code, _, err = cli("score", "--task", "gsm8k", "--input", "in.jsonl", "--output", "out.jsonl")
+        assert code == 3
+        assert says in err
+
+
+def test_a_bug_of_ours_says_so_and_shows_its_traceback_on_request(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("unexpected")
+
+    monkeypatch.setattr("qwen_eval.registry.find", broken)
+    code, _, err = cli("tasks")
+    assert code == 70
+    assert "a bug of ours (RuntimeError: unexpected)" in err
+    monkeypatch.setattr(sys, "argv", ["qwen_eval", "tasks", "--debug"])
+    with pytest.raises(RuntimeError):
+        main()
+
+
+def test_ctrl_c_keeps_what_is_answered_and_says_how_to_resume(chat_model: str, tmp_path: Path) -> None:
+    words = ["run", "--task", "gsm8k", "--model", chat_model, "--batch-size", "1"]
+    root = Path(__file__).resolve().parent.parent
+    process = subprocess.Popen(
+        [sys.executable, "-m", "qwen_eval", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root), "https_proxy": "http://127.0.0.1:9"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any(
+        file.stat().st_size for file in (tmp_path / "results").rglob("answers.jsonl")
+    ):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "Stopping after this batch" in err
+    assert f"Next: resume with  python -m qwen_eval {' '.join(words)}" in err
+    (file,) = (tmp_path / "results").rglob("answers.jsonl")
+    done = file.read_text().count("\n")
+    assert 1 <= done < 24
+    assert not (file.parent / "metrics.json").exists()
