@@ -146,23 +146,17 @@ def test_scoring_a_run_folder_gives_the_verdicts_of_the_run(cli: Cli, chat_model
                 assert record["verdicts"][row["rule"]] == {"correct": row["correct"], "extracted": row["extracted"]}
 
 
-def test_a_task_of_the_users_own(cli: Cli, chat_model: str, tmp_path: Path) -> None:
-    (tmp_path / "own" / "_mini" / "echo").mkdir(parents=True)
-    (tmp_path / "own" / "_mini" / "echo" / "test.jsonl").write_text('{"question": "1?", "answer": "1"}\n' * 3)
-    (tmp_path / "own" / "echo.py").write_text(
-        "from qwen_eval.scorers import numbers\n"
-        "from qwen_eval.task import DatasetSpec, Generate, Protocol, Sample, SplitSpec, Task\n"
-        "TASK = Task(name='echo', title='Echo', paper='none',\n"
-        "    data=DatasetSpec(name='echo', licence='MIT', homepage='', url='http://127.0.0.1:9/{path}', folders=('echo',),\n"
-        "        splits={'test': SplitSpec(file='test.jsonl', columns=('question', 'answer'), rows=3, fingerprint='')}),\n"
-        "    samples=lambda data, split: [Sample(str(i), r, r['answer']) for i, r in enumerate(data.rows(split))],\n"
-        "    rules={'last': lambda output, sample: numbers.corrected(output, sample.gold)},\n"
-        "    protocols=(Protocol(name='plain', chat=False, shots=0, shots_allowed=range(1), rule='last', about='',\n"
-        "        build=lambda data, shots: lambda s: Generate(prompt=s.row['question'], max_new_tokens=4)),))\n"
-    )
-    code, out, err = cli("run", "--task", "echo", "--model", chat_model, "--include-path", "own")
+def test_the_worked_example_of_the_contributors_guide(cli: Cli, chat_model: str, tmp_path: Path) -> None:
+    guide = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (tmp_path / "own" / "_mini" / "sums").mkdir(parents=True)
+    (tmp_path / "own" / "sums.py").write_text(guide.partition("```python\n")[2].partition("```")[0])
+    rows = [json.dumps({"question": f"{number}+1?", "answer": str(number + 1)}) for number in range(20)]
+    (tmp_path / "own" / "_mini" / "sums" / "test.jsonl").write_text("\n".join(rows) + "\n")
+    code, out, err = cli("run", "--task", "sums", "--model", chat_model, "--include-path", "own")
     assert code == 0, err
-    assert "echo@plain (mini)" in out
+    assert "sums@plain (mini)" in out
+    code, out, _ = cli("tasks", "--include-path", "own")
+    assert "Sums, 1,000 items" in out
 
 
 def test_verifying_a_data_folder(cli: Cli, real_data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+# `make` alone explains the targets.
+PYTHON ?= python3
+LIMIT ?= 24
+PY := .venv/bin/python
+PIP := $(PY) -m pip install --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint format golden clean
+
+help: ## Show this list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+install: .venv/.installed ## Make .venv and install qwen_eval into it.
+
+run: .venv/.installed ## Fetch the starter model and evaluate it on GSM8K (LIMIT=24 items; LIMIT=1.0 for all).
+	$(PY) -m qwen_eval run --task gsm8k --limit $(LIMIT)
+
+test: .venv/.installed-dev ## Run the whole test suite.
+	$(PY) -m pytest
+
+lint: .venv/.installed-dev ## Check style, types and formatting.
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: .venv/.installed-dev ## Format the code.
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+golden: .venv/.installed-dev ## Write the golden prompts anew (needs QWEN_EVAL_DATA).
+	$(PY) tests/tasks/make_golden.py
+
+clean: ## Remove .venv and caches; results stay.
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Expected Python 3.11 or newer, found $$($(PYTHON) --version 2>&1). Next: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(PIP) -e '.[dev]'
+	@touch $@
