@@ -217,8 +217,10 @@ def _fetched(spec: DatasetSpec, tasks: Path, tried: list[str], say: Callable[[st
 
     try:
         folder = fetch(spec, pins(spec, tasks), say=say)
-    except Unreachable:
-        tried.append(f"{host(spec)} (cannot be reached)")
+    except DataError as error:
+        if not isinstance(error, Unreachable):  # it answered, but not with the official file: a proxy, a moved source
+            say(f"Warning: {error}")
+        tried.append(f"{host(spec)} (cannot be reached)" if isinstance(error, Unreachable) else host(spec))
         return None
     return found_in_folder(spec, folder, tasks)
 

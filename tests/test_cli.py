@@ -252,6 +252,19 @@ def test_a_chat_protocol_needs_a_chat_template(cli: Cli, tiny_checkpoint: Callab
     assert "gsm8k@qwen " in out
 
 
+def test_samples_that_cannot_be_asked_leave_no_score_and_exit_4(
+    cli: Cli, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    small = str(tiny_checkpoint("qwen2", window=64))
+    code, out, err = cli("run", "--task", "gsm8k@qwen", "--model", small, "--limit", "2")
+    assert code == 4
+    assert "no headline score" in err
+    assert "sample 0: the prompt has" in err
+    assert out.splitlines()[2].split()[-1] == "2"  # errors, in the table
+    (file,) = (tmp_path / "results").rglob("metrics.json")
+    assert json.loads(file.read_text())["score"] is None
+
+
 def test_a_damaged_answer_is_refused_with_file_and_line(cli: Cli, chat_model: str, tmp_path: Path) -> None:
     words = ["run", "--task", "gsm8k", "--model", chat_model, "--limit", "3"]
     cli(*words)

@@ -5,6 +5,7 @@ Every fast path is measured against this one. What it promises: the same answers
 silence. What it does not do: share prefixes between prompts.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -90,6 +91,7 @@ class ReferenceModel:
             versions={name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")},
         )
         self._queue: list[tuple[int, Request]] = []
+        self._sorted = True
         self._report: Callable[[int], None] = lambda tokens: None
         self._counters = {"prompt_tokens": 0, "new_tokens": 0, "decode_slots": 0, "batches": 0}
         self._model: Any = None
@@ -99,6 +101,7 @@ class ReferenceModel:
     def submit(self, ticket: int, request: Request) -> None:
         """Queue a request."""
         self._queue.append((ticket, request))
+        self._sorted = False
 
     def collect(self) -> Sequence[tuple[int, Answer | Failed]]:
         """Answer the next batch: requests of one kind, of similar length. Halves the batch when memory runs out."""
@@ -106,10 +109,13 @@ class ReferenceModel:
 
         if not self._queue:
             return []
+        if not self._sorted:
+            # Similar lengths side by side, the longest first: little padding, and memory runs out early or never.
+            self._queue.sort(key=_kind_and_length)
+            self._sorted = True
         kind = type(self._queue[0][1])
-        batch = [item for item in self._queue if type(item[1]) is kind][: self.batch_size]
-        chosen = {ticket for ticket, _ in batch}
-        self._queue = [item for item in self._queue if item[0] not in chosen]
+        batch = list(itertools.takewhile(lambda item: type(item[1]) is kind, self._queue[: self.batch_size]))
+        del self._queue[: len(batch)]
         try:
             with torch.inference_mode():
                 return self._answer(kind, batch)
@@ -319,6 +325,17 @@ def _with_column(mask: "torch.Tensor") -> "torch.Tensor":
     import torch
 
     return torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
+
+
+def _kind_and_length(item: tuple[int, Request]) -> tuple[str, int]:
+    request = item[1]
+    if isinstance(request, Perplexity):
+        length = len(request.text)
+    elif isinstance(request.prompt, str):
+        length = len(request.prompt)
+    else:
+        length = sum(len(turn.content) for turn in request.prompt.turns)
+    return type(request).__name__, -length
 
 
 def _left_cut(ids: list[int], cut: LeftCut | None) -> tuple[list[int], int]:

@@ -20,6 +20,7 @@ class Tokenizer:
         """Load from a checkpoint folder. Raises ModelError when it has no usable tokenizer."""
         import transformers
 
+        transformers.logging.set_verbosity_error()
         try:
             self.inner: Any = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # transformers raises whatever the file at fault makes it raise
