@@ -15,29 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from qwen_eval.errors import DataError
+from qwen_eval.fetch import Unreachable, answers, fetch, host, pins
 from qwen_eval.paths import home
 from qwen_eval.readers import read_csv, read_json_lines, read_text
 from qwen_eval.task import DatasetSpec, Row, SplitSpec
 
-__all__ = ["Dataset", "Pin", "find_dataset", "fingerprint", "mini_folder", "pins", "present_folder"]
-
-
-@dataclass(frozen=True)
-class Pin:
-    """One official file: its rows (0 for a text), the SHA-256 of its bytes, its path inside the dataset's folder."""
-
-    rows: int
-    sha256: str
-    path: str
-
-
-def pins(spec: DatasetSpec, tasks: Path) -> list[Pin]:
-    """Return the official files of a dataset, from `_data/<name>.tsv` beside its task file ([] where there is none)."""
-    table = tasks / "_data" / f"{spec.name}.tsv"
-    if not table.exists():
-        return []
-    lines = table.read_text(encoding="utf-8").splitlines()[1:]
-    return [Pin(int(rows), sha256, path) for rows, sha256, path in (line.split("\t") for line in lines)]
+__all__ = ["Dataset", "find_dataset", "fingerprint", "mini_folder", "present_folder"]
 
 
 def fingerprint(rows: Iterable[Row]) -> str:
@@ -213,8 +196,6 @@ def _read_file(path: Path, split: SplitSpec) -> list[dict[str, str]]:
 
 
 def _fetched(spec: DatasetSpec, tasks: Path, tried: list[str], say: Callable[[str], None]) -> Dataset | None:
-    from qwen_eval.fetch import Unreachable, fetch, host
-
     try:
         folder = fetch(spec, pins(spec, tasks), say=say)
     except DataError as error:
@@ -236,8 +217,6 @@ def _parquet(split: str) -> str:
 def _from_hub(spec: DatasetSpec, tried: list[str]) -> Dataset | None:
     if spec.hub is None:
         return None
-    from qwen_eval.fetch import answers
-
     hub, first = spec.hub, next(iter(spec.splits))
     # Without network the library would retry for half a minute. Told to be offline it uses what its own cache holds.
     told_offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")

@@ -2,20 +2,36 @@
 
 import hashlib
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from qwen_eval.data import Pin
 from qwen_eval.errors import DataError
 from qwen_eval.paths import home
 from qwen_eval.task import DatasetSpec
 
-__all__ = ["Unreachable", "answers", "digest", "fetch", "host"]
+__all__ = ["Pin", "Unreachable", "answers", "digest", "fetch", "host", "pins"]
 
 TIMEOUT_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One official file: its rows (0 for a text), the SHA-256 of its bytes, its path inside the dataset's folder."""
+
+    rows: int
+    sha256: str
+    path: str
+
+
+def pins(spec: DatasetSpec, tasks: Path) -> list[Pin]:
+    """Return the official files of a dataset, from `_data/<name>.tsv` beside its task file ([] where there is none)."""
+    table = tasks / "_data" / f"{spec.name}.tsv"
+    if not table.exists():
+        return []
+    lines = table.read_text(encoding="utf-8").splitlines()[1:]
+    return [Pin(int(rows), sha256, path) for rows, sha256, path in (line.split("\t") for line in lines)]
 
 
 class Unreachable(DataError):
@@ -64,6 +80,9 @@ def fetch(spec: DatasetSpec, files: Sequence[Pin], *, say: Callable[[str], None]
 
 def answers(url: str) -> bool:
     """Return whether a web server answers at all (any status). Proxies of the environment are used."""
+    import urllib.error
+    import urllib.request
+
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT_SECONDS).close()
     except urllib.error.HTTPError as error:
@@ -79,6 +98,9 @@ def _is_right(path: Path, pin: Pin) -> bool:
 
 
 def _fetch_file(spec: DatasetSpec, pin: Pin, folder: Path) -> None:
+    import urllib.error
+    import urllib.request
+
     url = spec.url.format(path=pin.path)
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:

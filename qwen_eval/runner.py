@@ -7,7 +7,7 @@ the run folder already holds is replayed from there, so nothing that was answere
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import FrameType
@@ -184,6 +184,84 @@ class _Running:
     answers: list[Answer] = field(default_factory=list)
 
 
+@dataclass
+class _Session:
+    """One call of `run`: what is in flight, what is done, what failed."""
+
+    plan: Plan
+    model: Model
+    folder: RunFolder
+    bar: Any
+    running: dict[int, _Running] = field(default_factory=dict)
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    answered: int = 0
+    reused: int = 0
+    tokens: int = 0
+
+    def report(self, tokens: int) -> None:
+        """Show that the model is at work between two answers."""
+        self.tokens += tokens
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"{self.tokens:,} tokens", refresh=False)
+            self.bar.update(0)
+
+    def advance(self, ticket: int, each: _Running, answer: Answer | None) -> None:
+        """Send a dialogue its answer (None: begin), replay what is stored, then submit or score."""
+        while True:
+            try:
+                request = each.dialogue.send(answer) if answer is not None else next(each.dialogue)
+            except StopIteration as end:
+                self.finish(ticket, each, end.value)
+                return
+            each.asked = request_hash(request)
+            each.prompt_hash = each.prompt_hash or each.asked
+            stored = self.folder.answers.get((each.sample.id, len(each.answers)))
+            if stored is None:
+                self.running[ticket] = each
+                self.model.submit(ticket, request)
+                return
+            if stored.request != each.asked:
+                raise StoreError(
+                    f"{self.folder.path}: the stored answer of sample {each.sample.id} belongs to another prompt.\n"
+                    "Next: choose another --output-dir, or start over with --overwrite."
+                )
+            answer = stored.answer
+            each.answers.append(answer)
+            self.reused += 1
+
+    def finish(self, ticket: int, each: _Running, answer: Answer) -> None:
+        """Score a sample whose dialogue is over."""
+        self.running.pop(ticket, None)
+        self.records[each.sample.id] = record(
+            self.plan.task,
+            each.sample,
+            answer,
+            each.answers,
+            doc_hash=checksum(dict(each.sample.row)),
+            prompt_hash=each.prompt_hash,
+        )
+        if self.bar is not None:
+            self.bar.update(1)
+
+    def collect(self) -> None:
+        """Take the answers that are ready, write them down, and only then go on with their dialogues."""
+        stored: list[tuple[int, StoredAnswer]] = []
+        for ticket, answer in self.model.collect():
+            each = self.running[ticket]
+            if isinstance(answer, Failed):
+                self.failures[each.sample.id] = answer.reason
+                del self.running[ticket]
+            else:
+                stored.append((ticket, StoredAnswer(each.sample.id, len(each.answers), each.asked, answer)))
+        self.folder.append(entry for _, entry in stored)
+        self.answered += len(stored)
+        for ticket, entry in stored:
+            each = self.running[ticket]
+            each.answers.append(entry.answer)
+            self.advance(ticket, each, entry.answer)
+
+
 def run(
     plan: Plan, model: Model, folder: RunFolder, *, stop: Stop, bar: Any = None, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
@@ -192,97 +270,30 @@ def run(
     `folder` is open; `bar` is a tqdm bar or None. Raises Interrupted after a stop; what is answered is kept.
     """
     begun = time.monotonic()
-    reused = 0
-    running: dict[int, _Running] = {}
-    records: dict[str, dict[str, Any]] = {}
-    failures: dict[str, str] = {}
-    tokens = 0
-
-    def report(count: int) -> None:
-        nonlocal tokens
-        tokens += count
-        if bar is not None:
-            bar.set_postfix_str(f"{tokens:,} tokens", refresh=False)
-            bar.update(0)
-
-    def advance(ticket: int, each: _Running, answer: Answer | None) -> None:
-        """Send the dialogue its answer; replay what is stored; submit the next request or take the verdict."""
-        nonlocal reused
-        while True:
-            try:
-                request = each.dialogue.send(answer) if answer is not None else next(each.dialogue)
-            except StopIteration as end:
-                records[each.sample.id] = record(
-                    plan.task,
-                    each.sample,
-                    end.value,
-                    each.answers,
-                    doc_hash=checksum(dict(each.sample.row)),
-                    prompt_hash=each.prompt_hash,
-                )
-                running.pop(ticket, None)
-                if bar is not None:
-                    bar.update(1)
-                return
-            each.asked = request_hash(request)
-            each.prompt_hash = each.prompt_hash or each.asked
-            stored = folder.answers.get((each.sample.id, len(each.answers)))
-            if stored is None:
-                running[ticket] = each
-                model.submit(ticket, request)
-                return
-            if stored.request != each.asked:
-                raise StoreError(
-                    f"{folder.path}: the stored answer of sample {each.sample.id} belongs to another prompt.\n"
-                    "Next: choose another --output-dir, or start over with --overwrite."
-                )
-            answer = stored.answer
-            each.answers.append(answer)
-            reused += 1
-
-    model.on_progress(report)
+    session = _Session(plan, model, folder, bar)
+    model.on_progress(session.report)
     for ticket, sample in enumerate(plan.samples):
-        advance(ticket, _Running(sample, plan.ask(sample)), None)
-    if reused:
-        say(f"{plan.name}: {reused:,} answer(s) taken from {folder.path}")
-    answered = 0
-    while running and not stop.asked:
-        arrived = model.collect()
-        stored = []
-        for ticket, answer in arrived:
-            each = running[ticket]
-            if isinstance(answer, Failed):
-                failures[each.sample.id] = answer.reason
-                del running[ticket]
-                continue
-            stored.append((ticket, StoredAnswer(each.sample.id, len(each.answers), each.asked, answer)))
-        folder.append(entry for _, entry in stored)
-        answered += len(stored)
-        for ticket, entry in stored:
-            each = running[ticket]
-            each.answers.append(entry.answer)
-            advance(ticket, each, entry.answer)
+        session.advance(ticket, _Running(sample, plan.ask(sample)), None)
+    if session.reused:
+        say(f"{plan.name}: {session.reused:,} answer(s) taken from {folder.path}")
+    while session.running and not stop.asked:
+        session.collect()
+    wall = round(time.monotonic() - begun, 3)
     folder.add_timing(
-        {
-            "answered": answered,
-            "reused": reused,
-            "wall_seconds": round(time.monotonic() - begun, 3),
-            **model.counters(),
-        }
+        {"answered": session.answered, "reused": session.reused, "wall_seconds": wall, **model.counters()}
     )
-    if running:
-        raise Interrupted(f"{plan.name}: stopped with {len(records):,} of {len(plan.samples):,} samples done.")
-    ordered = [records[sample.id] for sample in plan.samples if sample.id in records]
-    result = summary(plan, ordered, failures)
-    folder.write_derived(ordered, {**folder.manifest, **result})
-    for identifier, reason in list(failures.items())[:3]:
+    if session.running:
+        raise Interrupted(f"{plan.name}: stopped with {len(session.records):,} of {len(plan.samples):,} samples done.")
+    for identifier, reason in list(session.failures.items())[:3]:
         say(f"{plan.name}, sample {identifier}: {reason}")
-    return {**folder.manifest, **result}
-
-
-def summary(plan: Plan, records: Sequence[Mapping[str, Any]], failures: Mapping[str, str]) -> dict[str, Any]:
-    """Return the metrics of a finished run, with the reasons of the samples that ended in an error."""
-    return {**metrics(plan.task, plan.protocol, records, errors=len(failures)), "failures": dict(failures)}
+    records = [session.records[sample.id] for sample in plan.samples if sample.id in session.records]
+    result = {
+        **folder.manifest,
+        **metrics(plan.task, plan.protocol, records, errors=len(session.failures)),
+        "failures": session.failures,
+    }
+    folder.write_derived(records, result)
+    return result
 
 
 def shared_length(prompts: Sequence[tuple[int, ...]]) -> int:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from qwen_eval.data import Dataset, Pin, find_dataset, fingerprint, pins
+from qwen_eval.data import Dataset, find_dataset, fingerprint
 from qwen_eval.errors import DataError
-from qwen_eval.fetch import Unreachable, fetch
+from qwen_eval.fetch import Pin, Unreachable, fetch, pins
 from qwen_eval.paths import home
 from qwen_eval.registry import Entry
 from qwen_eval.task import DatasetSpec, Hub, SplitSpec

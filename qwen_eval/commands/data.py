@@ -7,8 +7,10 @@ import click
 
 from qwen_eval import registry
 from qwen_eval.commands.options import data_dir, include_path
-from qwen_eval.data import Pin, pins, present_folder
+from qwen_eval.data import present_folder
 from qwen_eval.errors import DataError, UsageError, did_you_mean
+from qwen_eval.fetch import Pin, digest, pins
+from qwen_eval.fetch import fetch as fetch_dataset
 from qwen_eval.paths import home
 from qwen_eval.registry import Entry
 
@@ -38,8 +40,6 @@ def data(ctx: click.Context, data_dir: Path | None, include_path: Sequence[Path]
 @click.pass_obj
 def fetch(datasets: dict[str, Entry], names: Sequence[str]) -> None:
     """Get the official files from their pinned public sources into the cache, verified by SHA-256."""
-    from qwen_eval.fetch import fetch as fetch_dataset
-
     for name in names:
         entry = _named(datasets, name)
         folder = fetch_dataset(entry.task.data, pins(entry.task.data, entry.folder), say=_say)
@@ -75,8 +75,6 @@ def verify(datasets: dict[str, Entry], folder: Path) -> None:
 
 
 def _defect(folder: Path, pin: Pin, *, optional: bool) -> str | None:
-    from qwen_eval.fetch import digest
-
     path = folder / pin.path
     if not path.is_file():
         return None if optional else f"{path}: missing."

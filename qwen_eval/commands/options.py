@@ -8,7 +8,7 @@ import click
 
 from qwen_eval.errors import UsageError, did_you_mean
 
-__all__ = ["Limit", "data_dir", "include_path", "load_config", "option", "output_format"]
+__all__ = ["BatchSize", "Limit", "data_dir", "include_path", "load_config", "option", "output_format"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -68,6 +68,20 @@ class Limit(click.ParamType[int | float]):
         if number <= 0 or (isinstance(number, float) and number > 1):
             self.fail(f"expected at least 1 sample, or a share above 0 and up to 1.0, found {text}.", param, ctx)
         return number
+
+
+class BatchSize(click.ParamType[int | None]):
+    """A number of rows, or `auto`."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """Return None for auto."""
+        if value is None or value == "auto":
+            return None
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"expected a number from 1, or auto, found {value!r}.", param, ctx)
+        return int(value)
 
 
 def load_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:

@@ -8,32 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_eval.commands.options import Limit, data_dir, include_path, load_config, option, output_format
+from qwen_eval.commands.options import BatchSize, Limit, data_dir, include_path, load_config, option, output_format
 from qwen_eval.errors import IncompleteError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from qwen_eval.data import Dataset
-    from qwen_eval.models.base import Model
+    from qwen_eval.models.base import Identity, Model
     from qwen_eval.registry import Entry
     from qwen_eval.runner import Plan
 
 __all__ = ["run"]
 
 DEFAULT_MODEL = "starter:smollm2-135m-instruct"
-
-
-class BatchSize(click.ParamType[int | None]):
-    """A number of rows, or `auto`."""
-
-    name = "N|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        """Return None for auto."""
-        if value is None or value == "auto":
-            return None
-        if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"expected a number from 1, or auto, found {value!r}.", param, ctx)
-        return int(value)
 
 
 @click.command()
@@ -238,7 +224,6 @@ def _run_all(
 ) -> None:
     from tqdm import tqdm
 
-    from qwen_eval import __version__
     from qwen_eval.report.tables import results
     from qwen_eval.results import RunFolder
     from qwen_eval.runner import run as run_plan
@@ -252,22 +237,8 @@ def _run_all(
         with stop_on_signal(_say) as stop:
             for plan in plans:
                 path = output_dir / f"{_safe(identity.name)}-{identity.fingerprint[:8]}" / plan.folder
-                manifest = {
-                    **plan.manifest(),
-                    "seed": seed,
-                    "model": {
-                        "name": identity.name,
-                        "fingerprint": identity.fingerprint,
-                        "dtype": identity.dtype,
-                        "device": identity.device,
-                        "engine": identity.engine,
-                        "chat_template": identity.chat_template,
-                    },
-                    "batch_invariant": identity.exact,
-                    "versions": {"qwen_eval": __version__, **identity.versions},
-                }
                 with (
-                    RunFolder(path, manifest, overwrite=overwrite) as folder,
+                    RunFolder(path, _manifest(plan, identity, seed), overwrite=overwrite) as folder,
                     tqdm(
                         total=len(plan.samples), desc=plan.name, unit="item", smoothing=0, mininterval=interval
                     ) as bar,
@@ -286,6 +257,26 @@ def _run_all(
             f"{', '.join(incomplete)}: some samples ended in an error, so there is no headline score.\n"
             "Next: metrics.json names them; the same command tries them again."
         )
+
+
+def _manifest(plan: "Plan", identity: "Identity", seed: int) -> dict[str, Any]:
+    """Everything that decides a score."""
+    from qwen_eval import __version__
+
+    return {
+        **plan.manifest(),
+        "seed": seed,
+        "model": {
+            "name": identity.name,
+            "fingerprint": identity.fingerprint,
+            "dtype": identity.dtype,
+            "device": identity.device,
+            "engine": identity.engine,
+            "chat_template": identity.chat_template,
+        },
+        "batch_invariant": identity.exact,
+        "versions": {"qwen_eval": __version__, **identity.versions},
+    }
 
 
 def _safe(name: str) -> str:

@@ -26,8 +26,9 @@ def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: s
     if format == "csv":
         return draw(_long(metrics), format)
     parts = [draw([_headline(each) for each in metrics], format)]
-    rules = [_part(each, name, "Rule", part) for each in metrics for name, part in each["rules"].items()]
-    if len(rules) > len(metrics):
+    several = [each for each in metrics if len(each["rules"]) > 1]
+    if several:
+        rules = [_part(each, name, "Rule", part) for each in several for name, part in each["rules"].items()]
         parts.append(draw(rules, format))
     for each in metrics:
         parts += _parts_of(each, format, by)
