@@ -78,7 +78,7 @@ DATA = DatasetSpec(
             ("val", 1531, "3fe40f5333c9066f"),
         )
     },
-    folders=("mmlu", "MMLU/data", "mmlu/data", "data", "."),
+    folders=("mmlu", "MMLU/data", "mmlu/data", "data", "mmlu/all", "all", "."),
     hub=Hub(
         id="cais/mmlu",
         config="all",

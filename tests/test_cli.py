@@ -246,7 +246,7 @@ def test_a_chat_protocol_needs_a_chat_template(cli: Cli, tiny_checkpoint: Callab
     (bare / "tokenizer_config.json").write_text(json.dumps(settings))
     code, _, err = cli("run", "--task", "gsm8k@qwen-chat", "--model", str(bare))
     assert code == 2
-    assert "has no chat template" in err
+    assert "the model has no chat template" in err
     code, out, err = cli("run", "--task", "gsm8k", "--model", str(bare), "--limit", "1")
     assert code == 0, err
     assert "gsm8k@qwen " in out
@@ -275,6 +275,16 @@ def test_a_damaged_answer_is_refused_with_file_and_line(cli: Cli, chat_model: st
     assert "answers.jsonl, line 1: this answer is damaged" in err
     code, _, _ = cli(*words, "--overwrite")
     assert code == 0
+
+
+def test_a_damaged_record_is_refused_with_file_and_line(cli: Cli, chat_model: str, tmp_path: Path) -> None:
+    cli("run", "--task", "gsm8k", "--model", chat_model, "--limit", "3")
+    (file,) = (tmp_path / "results").rglob("records.jsonl")
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text(lines[0] + lines[1][:50] + "\n" + lines[2])
+    code, _, err = cli("score", "--task", "gsm8k", "--input", str(file.parent), "--output", "out.jsonl")
+    assert code == 5
+    assert "records.jsonl, line 2: this record is damaged" in err
 
 
 def test_another_run_in_the_same_folder_is_refused(cli: Cli, chat_model: str) -> None:

@@ -1,6 +1,7 @@
 """The runner: one path for every task. Order, batches, interruptions and resuming never change a result."""
 
 import hashlib
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from qwen_eval.errors import Interrupted, StoreError, UsageError
 from qwen_eval.models.scripted import ScriptedModel
 from qwen_eval.registry import Entry
 from qwen_eval.results import RunFolder
-from qwen_eval.runner import Plan, Stop, make_plan, run, shared_length
+from qwen_eval.runner import Plan, Stop, make_plan, run, shared_length, stop_on_signal
 from qwen_eval.task import Answer, Chosen, Dialogue, Failed, Generate, Generated, Request, Sample
 
 
@@ -141,6 +142,18 @@ def test_unparsed_truncated_and_empty_answers_are_counted(tmp_path: Path) -> Non
 
     metrics, _ = finish(plan, tmp_path, script=speaks, batch=1)
     assert (metrics["unparsed"], metrics["empty"], metrics["truncated"]) == (2, 1, 1)
+
+
+def test_the_first_signal_asks_to_stop_and_the_second_stops_at_once() -> None:
+    said: list[str] = []
+    before = signal.getsignal(signal.SIGINT)
+    with stop_on_signal(said.append) as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked
+        assert len(said) == 1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 # ------------------------------------------------------------------------------------------------------------- plans

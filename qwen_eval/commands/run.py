@@ -106,11 +106,6 @@ def run(
         if not named and not (chat or base):
             kind = "chat" if as_chat else "base"
             _say(f"{model} is a {kind} model: {entry.task.name}@{chosen.name} ({_other(as_chat)} for the other kind)")
-        if chosen.chat and not engine.identity.chat_template and engine.identity.engine == "reference":
-            raise UsageError(
-                f"{entry.task.name}@{chosen.name} is a conversation, and {model} has no chat template.\n"
-                "Next: use --base or name a base protocol, or put a chat_template.jinja into the checkpoint folder."
-            )
         plans.append(
             make_plan(
                 entry.task,
@@ -121,6 +116,7 @@ def run(
                 published_truncation=published_truncation,
             )
         )
+        _check_renders(plans[-1], engine, model)
     for warning in dict.fromkeys(line for dataset in datasets.values() for line in dataset.warnings):
         _say(f"Warning: {warning}")
     if dry_run:
@@ -182,6 +178,15 @@ def _engine(model: str, *, dtype: str, device: str, batch_size: int | None) -> "
     from qwen_eval.models.transformers.reference import ReferenceModel
 
     return ReferenceModel(checkpoint, dtype=dtype, device=device, batch_size=batch_size)
+
+
+def _check_renders(plan: "Plan", engine: "Model", model: str) -> None:
+    """A conversation and a model without a chat template: said before anything is loaded."""
+    _, request = next(plan.first_requests())
+    try:
+        engine.prompt_tokens(request)
+    except UsageError as error:
+        raise UsageError(f"{plan.name} on {model}: {error}") from None
 
 
 def _print_dry_run(plans: Sequence["Plan"], engine: "Model", format: str) -> None:

@@ -99,7 +99,7 @@ class Tokenizer:
             return opencompass_chatml(turns)
         if self.template is None:
             raise UsageError(
-                "This protocol is a conversation, and the model has no chat template.\n"
+                "this protocol is a conversation, and the model has no chat template.\n"
                 "Next: choose a base protocol (--base), or put a chat_template.jinja into the checkpoint folder."
             )
         return self._apply(turns, add_generation_prompt=True)
