@@ -135,10 +135,13 @@ _CUE: Final = re.compile(
 _NUMBER: Final = re.compile(
     r"(?P<sign>(?<![\w.)\]])[-+])?(?:(?<=[-+])\s*)?[$€£¥]?\s?(?P<inner>(?<=[$€£¥])[-+])?"
     r"(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
-    r"(?:\s?/\s?(?P<under>\d+(?![\d.,]*\d)))?"
+    r"(?:\s?/\s?(?P<under>\d{1,15}(?![\d.,]*\d)))?"
     r"(?:[eE](?P<power>[-+]?\d{1,2})(?![\w.]))?"
     r"(?:\s?(?P<unit>[万亿]))?"
 )
+REACH: Final = 500
+"""How far behind its cue or its opening brace an answer may stand, in characters. Without a bound a looping output would
+be read over and over."""
 _CHINESE_UNITS: Final = {"万": 10**4, "亿": 10**8}
 
 
@@ -179,11 +182,14 @@ def _plain(text: str) -> str:
 
 def _boxed_number(text: str) -> Fraction | None:
     for found in reversed(list(_BOXED.finditer(text))):
-        depth, end = 1, found.end()
-        while end < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[end], 0)
-            end += 1
-        number = _number_at(_after_equals(text[found.end() : end]), last=False)
+        inside = text[found.end() : found.end() + REACH]
+        depth = 1
+        for end, letter in enumerate(inside):
+            depth += {"{": 1, "}": -1}.get(letter, 0)
+            if not depth:
+                inside = inside[:end]
+                break
+        number = _number_at(_after_equals(inside), last=False)
         if number is not None:
             return number
     return None
@@ -191,7 +197,7 @@ def _boxed_number(text: str) -> Fraction | None:
 
 def _cued_number(text: str) -> Fraction | None:
     for cue in reversed(list(_CUE.finditer(text))):
-        rest = text[cue.end() :].lstrip(" \t\n:：*")
+        rest = text[cue.end() : cue.end() + REACH].lstrip(" \t\n:：*")
         sentence = re.split(r"\n|[.。!?](?=\s|$)|[。！？]", rest, maxsplit=1)[0]
         number = _number_at(_after_equals(sentence), last=False)
         if number is not None:
@@ -205,8 +211,11 @@ def _after_equals(text: str) -> str:
 
 
 def _number_at(text: str, *, last: bool) -> Fraction | None:
-    found = list(_NUMBER.finditer(text))
-    return _value(found[-1 if last else 0]) if found else None
+    found = None
+    for found in _NUMBER.finditer(text):
+        if not last:
+            break
+    return _value(found) if found else None
 
 
 def _value(found: re.Match[str]) -> Fraction | None:

@@ -49,7 +49,9 @@ def test_no_gold_makes_a_rule_raise(rule: str, gold: str) -> None:
 
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_hostile_lengths_are_read_in_no_time(rule: str) -> None:
-    for output in ("9" * 20_000, "1," * 20_000, "answer " * 5_000, "\\boxed{" * 5_000, "-" * 20_000, "Q:\n" * 5_000):
+    outputs = ["9" * 20_000, "1," * 20_000, "answer " * 5_000, "-" * 20_000, "Q:\n" * 5_000, "1/" + "9" * 20_000 + ".5"]
+    outputs += ["#### " * 10_000, "The answer is " * 5_000, "答案" * 20_000, "\\boxed{" * 5_000, "answer of " * 5_000]
+    for output in outputs:
         RULES[rule](output, "#### 5")
 
 
