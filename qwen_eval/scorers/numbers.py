@@ -140,8 +140,9 @@ _NUMBER: Final = re.compile(
     r"(?:\s?(?P<unit>[万亿]))?"
 )
 REACH: Final = 500
-"""How far behind its cue or its opening brace an answer may stand, in characters. Without a bound a looping output would
-be read over and over."""
+"""How far behind its cue or its opening brace an answer may stand, in characters.
+
+Without a bound a looping output would be read over and over."""
 _CHINESE_UNITS: Final = {"万": 10**4, "亿": 10**8}
 
 
@@ -211,10 +212,9 @@ def _after_equals(text: str) -> str:
 
 
 def _number_at(text: str, *, last: bool) -> Fraction | None:
-    found = None
-    for found in _NUMBER.finditer(text):
-        if not last:
-            break
+    found = _NUMBER.search(text)
+    if found and last:
+        found = list(_NUMBER.finditer(text))[-1]
     return _value(found) if found else None
 
 
