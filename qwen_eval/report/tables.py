@@ -25,7 +25,13 @@ def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: s
         return json.dumps(list(metrics), ensure_ascii=False, indent=1, sort_keys=True)
     if format == "csv":
         return draw(_long(metrics), format)
-    parts = [draw([_headline(each) for each in metrics], format)]
+    headlines = [_headline(each) for each in metrics]
+    parts = [draw(headlines, format)]
+    if format == "text" and len({row["Model"] for row in headlines}) == 1:
+        # A terminal is narrow: the one model stands above the table, not in every row.
+        model = headlines[0]["Model"]
+        rows = [{name: value for name, value in row.items() if name != "Model"} for row in headlines]
+        parts = [f"{model}, {metrics[0]['model']['dtype']}", draw(rows, format)]
     several = [each for each in metrics if len(each["rules"]) > 1]
     if several:
         rules = [_part(each, name, "Rule", part) for each in several for name, part in each["rules"].items()]

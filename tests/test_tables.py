@@ -1,0 +1,81 @@
+"""Tables: what stands in them, in every format."""
+
+import csv
+import io
+import json
+from typing import Any
+
+import pytest
+
+from qwen_eval.report.tables import results
+
+
+def part(correct: int, n: int) -> dict[str, Any]:
+    return {"correct": correct, "n": n, "score": correct / n, "low": 0.1, "high": 0.9}
+
+
+METRICS: dict[str, Any] = {
+    "task": "mmlu",
+    "protocol": "qwen-chat",
+    "mini": True,
+    "model": {"name": "toy_model", "dtype": "float32"},
+    "shots": 0,
+    "n": 8,
+    "rule": "qwen-chat",
+    "score": 0.375,
+    "macro": 0.25,
+    "unparsed": 1,
+    "truncated": 2,
+    "empty": 3,
+    "errors": 0,
+    "rules": {"qwen-chat": part(3, 8), "first-capital": part(1, 8)},
+    "groups": {"anatomy": part(1, 4), "virology": part(2, 4)},
+    "categories": {"STEM": part(1, 4), "Other": part(2, 4)},
+}
+
+
+def test_a_text_table_names_the_model_once_and_everything_else_in_its_row() -> None:
+    text = results([METRICS])
+    assert text.startswith("toy_model, float32\n")
+    row = next(line for line in text.splitlines() if line.startswith("mmlu@qwen-chat (mini)"))
+    assert row.split()[2:] == ["0", "8", "qwen-chat", "37.5", "10.0", "to", "90.0", "1", "2", "3", "0"]
+    assert "first-capital" in text
+    assert "Mean over subjects (macro)" in text
+
+
+@pytest.mark.parametrize(
+    ("by", "there", "not_there"),
+    [("task", "qwen-chat", "STEM"), ("category", "STEM", "anatomy"), ("subject", "anatomy", "STEM")],
+)
+def test_breakdowns(by: str, there: str, not_there: str) -> None:
+    text = results([METRICS], by=by)
+    assert there in text
+    assert not_there not in text
+
+
+def test_a_withheld_score_is_a_dash() -> None:
+    text = results([{**METRICS, "score": None, "errors": 2}], by="task")
+    row = next(line for line in text.splitlines() if line.startswith("mmlu@qwen-chat (mini)"))
+    assert row.split()[2:] == ["0", "8", "qwen-chat", "-", "-", "1", "2", "3", "2"]
+
+
+def test_markdown_and_latex_carry_the_model_in_the_row() -> None:
+    assert "| mmlu@qwen-chat (mini) | toy_model" in results([METRICS], format="md")
+    assert "toy\\_model" in results([METRICS], format="latex")
+
+
+def test_csv_has_one_line_a_number() -> None:
+    rows = list(csv.DictReader(io.StringIO(results([METRICS], format="csv"))))
+    assert [(row["part"], row["name"], row["rule"]) for row in rows] == [
+        ("all", "", "qwen-chat"),
+        ("all", "", "first-capital"),
+        ("category", "STEM", "qwen-chat"),
+        ("category", "Other", "qwen-chat"),
+        ("subject", "anatomy", "qwen-chat"),
+        ("subject", "virology", "qwen-chat"),
+    ]
+    assert float(rows[0]["score"]) == 0.375
+
+
+def test_json_is_the_metrics() -> None:
+    assert json.loads(results([METRICS], format="json")) == [METRICS]
