@@ -3,6 +3,7 @@
 click rather than argparse: environment variables, configuration files and "no such option … did you mean" come with it.
 """
 
+import io
 import os
 import sys
 from typing import NoReturn
@@ -39,11 +40,15 @@ for command in (run, tasks, score, data):
 def main() -> NoReturn:
     """Run the command line and exit with its code (see `qwen_eval/errors.py`)."""
     debug = "--debug" in sys.argv or bool(os.environ.get("QWEN_EVAL_DEBUG"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark
     try:
         words = [word for word in sys.argv[1:] if word != "--debug"]
         cli.main(words, prog_name="python -m qwen_eval", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        path = getattr(getattr(error, "ctx", None), "command_path", "python -m qwen_eval")
+        click.echo(f"Error: {error.format_message()}\nNext: `{path} --help` lists what can be given.", err=True)
         sys.exit(2)
     except QwenEvalError as error:
         if debug:

@@ -1,8 +1,8 @@
 """Where samples come from: a local folder, the cache, a pinned public source, the hub; else the small shipped set.
 
 The pin is the content: a fingerprint of the normalised rows, written in the task file. Another copy of the same rows
-(other line ends, parquet instead of CSV) has the same fingerprint; a copy with other rows is used, with a warning and
-its own fingerprint; a short or broken copy is an error.
+(parquet instead of CSV, JSON spaced otherwise) has the same fingerprint; a copy with other rows is used, with a warning
+and its own fingerprint; a short or broken copy is an error.
 """
 
 import hashlib
@@ -129,8 +129,7 @@ def find_dataset(
         return _in_mini(spec, mini)
     raise DataError(
         f"{spec.name}: the data was not found in {', '.join(tried)}.\n"
-        f"Next: `python -m qwen_eval data fetch {spec.name}`, or --data-dir DIR with {spec.folders[0]}/ inside"
-        f"{' (or drop --no-mini)' if mini and not allow_mini else ''}."
+        f"Next: `python -m qwen_eval data fetch {spec.name}`, or --data-dir DIR with {spec.folders[0]}/ inside."
     )
 
 
@@ -140,7 +139,7 @@ def present_folder(spec: DatasetSpec, root: Path) -> Path | None:
         candidate = root / folder
         for split, files in spec.splits.items():
             first = files.file.format(group=spec.groups[0] if spec.groups else "")
-            if (candidate / first).is_file() or any(candidate.glob(_parquet(split))):
+            if (candidate / first).is_file() or any(candidate.glob(_parquet(spec, split))):
                 return candidate
     return None
 
@@ -156,11 +155,15 @@ def found_in_folder(spec: DatasetSpec, folder: Path, tasks: Path) -> Dataset:
     counts = {pin.path: pin.rows for pin in pins(spec, tasks)}
 
     def load(split: str) -> list[dict[str, str]]:
-        parquet = sorted(folder.glob(_parquet(split)))
+        parquet = sorted(folder.glob(_parquet(spec, split)))
         if parquet:
             import datasets
 
-            return _hub_rows(spec, split, datasets.Dataset.from_parquet([str(path) for path in parquet]))
+            try:
+                found = datasets.Dataset.from_parquet([str(path) for path in parquet])
+            except Exception as error:  # the library raises whatever the file at fault makes it raise
+                raise DataError(f"{parquet[0]}: expected a parquet file ({type(error).__name__}).") from error
+            return _hub_rows(spec, split, found)
         return _read_split(spec, spec.splits[split], folder, spec.groups, counts)
 
     return Dataset(spec, f"from {folder}", load, folder)
@@ -209,9 +212,9 @@ def _fetched(spec: DatasetSpec, tasks: Path, tried: list[str], say: Callable[[st
 # ---------------------------------------------------------------------------------------------------------- the hub
 
 
-def _parquet(split: str) -> str:
+def _parquet(spec: DatasetSpec, split: str) -> str:
     """The file names of the hub's own layout."""
-    return f"{split}-*.parquet"
+    return f"{spec.hub.splits.get(split, split) if spec.hub else split}-*.parquet"
 
 
 def _from_hub(spec: DatasetSpec, tried: list[str]) -> Dataset | None:
@@ -226,7 +229,7 @@ def _from_hub(spec: DatasetSpec, tried: list[str]) -> Dataset | None:
     import datasets
 
     def load(split: str) -> list[dict[str, str]]:
-        return _hub_rows(spec, split, datasets.load_dataset(hub.id, hub.config, split=split))
+        return _hub_rows(spec, split, datasets.load_dataset(hub.id, hub.config, split=hub.splits.get(split, split)))
 
     try:
         load(first)

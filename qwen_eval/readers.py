@@ -23,9 +23,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise DataError(
-            f"{path}: this file is missing.\nNext: `python -m qwen_eval data` shows what is present."
-        ) from None
+        raise DataError(f"{path}: this file is missing.") from None
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise DataError(

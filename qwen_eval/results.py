@@ -22,7 +22,7 @@ from typing import Any, Self
 from qwen_eval.errors import StoreError, UsageError
 from qwen_eval.task import Answer, Chosen, Generated, Measured, Request
 
-__all__ = ["RunFolder", "StoredAnswer", "read_metrics", "read_records", "request_hash", "write_json"]
+__all__ = ["RunFolder", "StoredAnswer", "read_answers", "read_records", "request_hash", "write_json"]
 
 KINDS: dict[str, type[Generated] | type[Chosen] | type[Measured]] = {
     "generated": Generated,
@@ -43,6 +43,19 @@ def checksum(value: object) -> str:
     return hashlib.sha256(canonical(value).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def sealed(content: dict[str, Any]) -> str:
+    """Return a line for a JSON-lines file: the content and its checksum, with the newline."""
+    return canonical({**content, "sum": checksum(content)}) + "\n"
+
+
+def unsealed(line: str) -> dict[str, Any]:
+    """Return what a sealed line holds. Raises ValueError when it is not whole."""
+    content = json.loads(line)
+    if not isinstance(content, dict) or content.pop("sum", None) != checksum(content):
+        raise ValueError("the checksum does not fit")
+    return content
+
+
 def request_hash(request: Request) -> str:
     """Return the hash of everything a model is asked: prompt, options, stops, limits, kind."""
     return checksum({"kind": type(request).__name__, **asdict(request)})
@@ -60,15 +73,12 @@ class StoredAnswer:
     def line(self) -> str:
         """Return the line of answers.jsonl, with its checksum and newline."""
         kind = next(name for name, cls in KINDS.items() if isinstance(self.answer, cls))
-        content = {"sample": self.sample, "turn": self.turn, "request": self.request, kind: asdict(self.answer)}
-        return canonical({**content, "sum": checksum(content)}) + "\n"
+        return sealed({"sample": self.sample, "turn": self.turn, "request": self.request, kind: asdict(self.answer)})
 
     @classmethod
     def parse(cls, line: str) -> Self:
         """Read a line back. Raises ValueError when it is not whole."""
-        content = json.loads(line)
-        if not isinstance(content, dict) or content.pop("sum", None) != checksum(content):
-            raise ValueError("the checksum does not fit")
+        content = unsealed(line)
         kind = next(name for name in KINDS if name in content)
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in content[kind].items()
@@ -107,6 +117,11 @@ class RunFolder:
             ) from None
         try:
             self._begin()
+        except OSError as error:
+            self._lock.release()
+            raise UsageError(
+                f"{error.filename or self.path}: expected a file that can be read and written ({error.strerror})."
+            ) from None
         except BaseException:
             self._lock.release()
             raise
@@ -135,9 +150,9 @@ class RunFolder:
             ) from None
         self.answers |= {(answer.sample, answer.turn): answer for answer in stored}
 
-    def write_derived(self, records: Iterable[Mapping[str, Any]], metrics: Mapping[str, Any]) -> None:
+    def write_derived(self, records: Iterable[dict[str, Any]], metrics: Mapping[str, Any]) -> None:
         """Write records.jsonl and, last, metrics.json."""
-        write_text(self.path / "records.jsonl", "".join(canonical(record) + "\n" for record in records))
+        write_text(self.path / "records.jsonl", "".join(sealed(record) for record in records))
         write_json(self.path / "metrics.json", metrics)
 
     def add_timing(self, session: Mapping[str, Any]) -> None:
@@ -172,8 +187,10 @@ class RunFolder:
             return
         try:
             before = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(before, dict):
+                raise ValueError("no object")
         except ValueError as error:
-            raise StoreError(f"{file}: expected JSON, found something else ({error}).") from None
+            raise StoreError(f"{file}: expected a JSON object, found something else ({error}).") from None
         changed = [
             (name, was, now)
             for name, was, now in _differences(before, self.manifest)
@@ -188,6 +205,10 @@ class RunFolder:
                 f"{f' (also changed: {others})' if others else ''}.\n"
                 "Next: repeat the earlier command, or choose another --output-dir, or start over with --overwrite."
             )
+        if before != self.manifest:
+            # The run grows: what was derived from the smaller one is not its result any more.
+            for name in ("metrics.json", "records.jsonl"):
+                (self.path / name).unlink(missing_ok=True)
 
 
 def read_answers(file: Path) -> tuple[list[StoredAnswer], int]:
@@ -208,26 +229,27 @@ def read_answers(file: Path) -> tuple[list[StoredAnswer], int]:
 
 
 def read_records(run: Path) -> list[dict[str, Any]]:
-    """Return the records of a run folder. Raises StoreError for a missing or damaged file."""
+    """Return the records of a finished run. Raises StoreError for a missing, damaged or incomplete file."""
     file = run / "records.jsonl"
-    if not file.exists():
-        raise StoreError(f"{run}: expected a run folder with records.jsonl, found none.\nNext: finish the run first.")
-    records = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n")[:-1], 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise StoreError(f"{file}, line {number}: this record is damaged ({error}).") from None
-    return records
-
-
-def read_metrics(run: Path) -> dict[str, Any]:
-    """Return metrics.json of a run folder. Raises StoreError for a missing or damaged file."""
     try:
-        metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{run}: expected a finished run with metrics.json, found none ({error}).") from None
-    return metrics
+        lines = file.read_bytes().split(b"\n")
+        expected: int = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["n"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StoreError(
+            f"{run}: expected a finished run with records.jsonl and metrics.json, found none.\nNext: finish the run."
+        ) from None
+    records = []
+    for number, line in enumerate(lines[: -1 if not lines[-1] else None], 1):
+        try:
+            records.append(unsealed(line.decode("utf-8", "surrogatepass")))
+        except ValueError as error:
+            raise StoreError(
+                f"{file}, line {number}: this record is damaged ({error}).\n"
+                "Next: the same `run` command again writes the records anew from the answers."
+            ) from None
+    if len(records) != expected:
+        raise StoreError(f"{file}: expected {expected:,} records, found {len(records):,}.")
+    return records
 
 
 def write_json(file: Path, value: object) -> None:
@@ -236,13 +258,18 @@ def write_json(file: Path, value: object) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a file atomically: whole under its name, or not at all."""
+    """Write a file atomically: whole under its name, or not at all. Raises StoreError when it cannot be written."""
     partial = file.with_name(f".{file.name}.partial")
-    with partial.open("w", encoding="utf-8", errors="surrogatepass", newline="") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)
+    try:
+        with partial.open("w", encoding="utf-8", errors="surrogatepass", newline="") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    except OSError as error:
+        raise StoreError(
+            f"{file}: cannot be written ({error.strerror}).\nNext: make room or give write permission, then run again."
+        ) from None
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterable[tuple[str, Any, Any]]:

@@ -34,6 +34,7 @@ def record(
     return {
         "doc_id": sample.id,
         "group": sample.group,
+        "doc": dict(sample.row),
         "target": sample.gold,
         "doc_hash": doc_hash,
         "prompt_hash": prompt_hash,
@@ -45,21 +46,27 @@ def record(
 def metrics(task: Task, protocol: Protocol, records: Sequence[Mapping[str, Any]], *, errors: int) -> dict[str, Any]:
     """Return the aggregate of a run's records: score of every rule with its 95 % interval, counts, groups, categories.
 
-    Scores are fractions. Where a sample ended in an error there is no headline score (`score` is None).
+    Scores are fractions. Where a sample ended in an error there is no score at all, only counts: what is left is
+    another set of samples.
     """
     headline = protocol.rule
-    rules = {rule: _proportion(records, rule) for rule in rules_of(task, protocol) if records}
-    groups = {group: _proportion(members, headline) for group, members in _by_group(records).items() if group}
+
+    def proportion(records: Sequence[Mapping[str, Any]], rule: str) -> dict[str, Any]:
+        part = _proportion(records, rule)
+        return part | {"score": None, "low": None, "high": None} if errors else part
+
+    rules = {rule: proportion(records, rule) for rule in rules_of(task, protocol) if records}
+    groups = {group: proportion(members, headline) for group, members in _by_group(records).items() if group}
     categories = {
-        category: _proportion([each for each in records if each["group"] in subjects], headline)
+        category: proportion([each for each in records if each["group"] in subjects], headline)
         for category, subjects in task.categories.items()
         if any(each["group"] in subjects for each in records)
     }
-    macro = sum(group["score"] for group in groups.values()) / len(groups) if groups else None
+    macro = sum(group["score"] for group in groups.values()) / len(groups) if groups and not errors else None
     score = macro if task.average == "macro" else rules[headline]["score"] if records else None
     return {
         "rule": headline,
-        "score": None if errors else score,
+        "score": score,
         "average": task.average,
         "macro": macro,
         "n": len(records),

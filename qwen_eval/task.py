@@ -199,11 +199,15 @@ class SplitSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Hub:
-    """A dataset on the Hugging Face hub: its id, configuration, and how one of its rows becomes one of ours."""
+    """A dataset on the Hugging Face hub: its id, configuration, and how one of its rows becomes one of ours.
+
+    `splits` gives the hub's name of a split where it is not ours.
+    """
 
     id: str
     config: str
     row: Callable[[Mapping[str, Any]], dict[str, str]]
+    splits: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,15 @@ DATA = DatasetSpec(
             file="train.jsonl", columns=("question", "answer"), rows=7473, fingerprint="dca449882e67a1e7"
         ),
     },
-    folders=("gsm8k", "grade_school_math/data", "grade-school-math/grade_school_math/data", "gsm8k/main", "main", "."),
+    folders=(
+        "gsm8k",
+        "grade_school_math/data",
+        "grade-school-math/grade_school_math/data",
+        "gsm8k/main",
+        "openai/gsm8k/main",
+        "main",
+        ".",
+    ),
     hub=Hub(
         id="openai/gsm8k",
         config="main",

@@ -78,10 +78,11 @@ DATA = DatasetSpec(
             ("val", 1531, "3fe40f5333c9066f"),
         )
     },
-    folders=("mmlu", "MMLU/data", "mmlu/data", "data", "mmlu/all", "all", "."),
+    folders=("mmlu", "MMLU/data", "mmlu/data", "data", "mmlu/all", "cais/mmlu/all", "all", "."),
     hub=Hub(
         id="cais/mmlu",
         config="all",
+        splits={"val": "validation"},
         row=lambda row: {
             "group": row["subject"],
             "question": row["question"],

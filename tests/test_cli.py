@@ -67,7 +67,7 @@ def test_every_table_format(cli: Cli, chat_model: str, form: str) -> None:
         assert metrics["n"] == 4
         assert metrics["mini"] is True
     elif form == "csv":
-        assert out.startswith("model,task,shots,part,name,rule,correct,n,score,low,high\n")
+        assert out.startswith("model,task,shots,part,name,rule,correct,n,score,low,high,headline,unparsed")
     else:
         assert {"md": "| mmlu@qwen (mini)", "latex": "\\begin{tabular}"}[form] in out
 
@@ -108,7 +108,7 @@ def test_a_raw_prompt_is_exactly_its_bytes(cli: Cli, tmp_path: Path) -> None:
 
 def test_scoring_without_a_model(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(
-        '{"id": 7, "output": "The answer is 5", "gold": "#### 5"}\n{"id": "0", "output": ""}\n'
+        '{"id": 7, "output": "The answer is 5", "gold": "#### 5"}\n{"id": "0", "output": "", "gold": 5}\n'
     )
     code, _, err = cli(
         "score",
@@ -144,6 +144,47 @@ def test_scoring_a_run_folder_gives_the_verdicts_of_the_run(cli: Cli, chat_model
         for row in rows:
             if row["id"] == record["doc_id"]:
                 assert record["verdicts"][row["rule"]] == {"correct": row["correct"], "extracted": row["extracted"]}
+
+
+def test_a_mini_run_is_scored_by_its_own_golds_whatever_data_is_there(
+    cli: Cli, chat_model: str, tmp_path: Path, real_data: Path
+) -> None:
+    cli("run", "--task", "gsm8k@qwen-chat", "--model", chat_model, "--limit", "4")
+    (folder,) = (tmp_path / "results").glob("*/*")
+    for number, more in enumerate(([], ["--data-dir", str(real_data)])):
+        code, _, err = cli("score", "--task", "gsm8k", "--input", str(folder), "--output", f"{number}.jsonl", *more)
+        assert code == 0, err
+    assert (tmp_path / "0.jsonl").read_text() == (tmp_path / "1.jsonl").read_text()
+
+
+def test_scoring_never_takes_the_small_set_for_the_real_data_and_spares_old_output(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"id": "0", "output": "5"}\n')
+    (tmp_path / "out.jsonl").write_text("old\n")
+    code, _, err = cli(
+        "score", "--task", "gsm8k", "--input", "in.jsonl", "--output", "out.jsonl", https_proxy="http://127.0.0.1:9"
+    )
+    assert code == 3
+    assert "the data was not found" in err
+    assert (tmp_path / "out.jsonl").read_text() == "old\n"
+
+
+@pytest.mark.parametrize("gold", ['{"a": 1}', '""', "[]"])
+def test_a_gold_that_is_none_is_named_by_line(cli: Cli, tmp_path: Path, gold: str) -> None:
+    (tmp_path / "in.jsonl").write_text(f'{{"id": "0", "output": "5", "gold": {gold}}}\n')
+    code, _, err = cli("score", "--task", "gsm8k", "--input", "in.jsonl", "--output", "out.jsonl")
+    assert code == 3
+    assert "in.jsonl, line 1: expected text or a number as gold" in err
+
+
+def test_tasks_may_be_repeated_and_a_nearer_source_wins(cli: Cli, chat_model: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(f"base: true\nmodel: {chat_model}\nlimit: 2\ndry-run: true\n")
+    words = ["run", "--config", "run.yaml", "--task", "gsm8k", "--task", "mmlu,gsm8k"]
+    code, out, err = cli(*words)
+    assert code == 0, err
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["gsm8k@qwen", "mmlu@qwen"]
+    code, out, err = cli(*words, "--chat")
+    assert code == 0, err
+    assert [line.split()[0] for line in out.splitlines()[2:]] == ["gsm8k@qwen-chat", "mmlu@qwen-chat"]
 
 
 def test_the_worked_example_of_the_contributors_guide(cli: Cli, chat_model: str, tmp_path: Path) -> None:
@@ -204,6 +245,10 @@ def test_verifying_a_data_folder(cli: Cli, real_data: Path, tmp_path: Path) -> N
         (["data", "verify", "nowhere"], 3, "expected a folder"),
         (["score", "--task", "gsm8k", "--rule", "qwne", "--input", "x", "--output", "y"], 2, "Did you mean 'qwen'"),
         (["score", "--task", "gsm8k", "--input", "nowhere", "--output", "y"], 3, "this file is missing"),
+        (["score", "--task", "gsm8k@qwne", "--input", "x", "--output", "y"], 2, "Did you mean 'qwen'"),
+        (["score", "--task", "gsm8k", "--input", "x", "--output", "./x"], 2, "another file than --input"),
+        (["run", "--task", "gsm8k", "--model", ""], 2, "found nothing"),
+        (["run", "--task", "gsm8k", "--limit", "٣"], 2, "found '٣'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -224,6 +269,7 @@ def test_a_mistake_ends_in_plain_lines_and_its_exit_code(
         ("limit: 3\n task: x\n", 2, "expected YAML"),
         ("limit: 3\nmodle: x\n", 2, "Did you mean 'model'"),
         ("- a\n", 1, "flag: value"),
+        ("seed: {a: 1}\n", 1, "expected a value"),
     ],
 )
 def test_a_broken_configuration_is_named_by_line(cli: Cli, tmp_path: Path, content: str, line: int, says: str) -> None:
@@ -265,6 +311,9 @@ def test_samples_that_cannot_be_asked_leave_no_score_and_exit_4(
     )  # errors, in the table
     (file,) = (tmp_path / "results").rglob("metrics.json")
     assert json.loads(file.read_text())["score"] is None
+    code, out, _ = cli("run", "--task", "gsm8k@qwen", "--model", small, "--limit", "2", "--format", "csv")
+    assert code == 4
+    assert ",qwen,0,0,,,,True," in out
 
 
 def test_a_damaged_answer_is_refused_with_file_and_line(cli: Cli, chat_model: str, tmp_path: Path) -> None:
@@ -298,14 +347,22 @@ def test_another_run_in_the_same_folder_is_refused(cli: Cli, chat_model: str) ->
 
 def test_damaged_scoring_input_is_named_by_line(cli: Cli, tmp_path: Path) -> None:
     for content, says in (
-        ('{"id": 1, "output": "5"}\n{"id": \n', "line 2"),
+        ('{"id": 1, "output": "5", "gold": 5}\n{"id": \n', "line 2"),
         ('{"id": 1}\n', "line 1"),
-        ('{"id": 99, "output": ""}', "id '99'"),
     ):
         (tmp_path / "in.jsonl").write_text(content)
         code, _, err = cli("score", "--task", "gsm8k", "--input", "in.jsonl", "--output", "out.jsonl")
         assert code == 3
         assert says in err
+
+
+def test_an_id_that_is_no_sample_is_named(cli: Cli, tmp_path: Path, real_data: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"id": 1318, "output": ""}\n{"id": 1319, "output": ""}\n')
+    code, _, err = cli(
+        "score", "--task", "gsm8k", "--input", "in.jsonl", "--output", "out.jsonl", "--data-dir", str(real_data)
+    )
+    assert code == 3
+    assert "in.jsonl, line 2: id '1319' is no sample of gsm8k" in err
 
 
 def test_a_bug_of_ours_says_so_and_shows_its_traceback_on_request(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,40 @@ def test_parquet_as_the_hub_lays_it_out_has_the_same_fingerprint(tmp_path: Path)
     assert not dataset.warnings
 
 
+@pytest.mark.parametrize("layout", ["mmlu/all", "cais/mmlu/all", "all", "mmlu", "."])
+def test_the_hubs_layout_of_mmlu_holds_the_official_rows(
+    tmp_path: Path, entries: dict[str, Entry], real_data: Path, layout: str
+) -> None:
+    import datasets
+
+    spec, tasks = entries["mmlu"].task.data, entries["mmlu"].folder
+    official = find_dataset(spec, tasks=tasks, data_dir=real_data)
+    folder = tmp_path / layout
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, name in (("dev", "dev"), ("val", "validation")):
+        rows = [
+            {
+                "question": row["question"],
+                "subject": row["group"],
+                "choices": [row[letter] for letter in "ABCD"],
+                "answer": "ABCD".index(row["answer"]),
+            }
+            for row in official.rows(split)
+        ]
+        datasets.Dataset.from_list(rows).to_parquet(folder / f"{name}-00000-of-00001.parquet")
+    dataset = find_dataset(spec, tasks=tasks, data_dir=tmp_path, network=False)
+    for split in ("dev", "val"):
+        assert dataset.rows(split) == official.rows(split)
+    assert not dataset.warnings
+
+
+def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "test-00000-of-00001.parquet").write_bytes(b"not parquet")
+    spec = toy(hub=Hub(id="nobody/toy", config="main", row=dict))
+    with pytest.raises(DataError, match="expected a parquet file"):
+        find(spec, tmp_path, data_dir=tmp_path).rows("test")
+
+
 def test_other_rows_are_used_with_a_warning_and_their_own_fingerprint(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text(CONTENT.replace("3+1?", "3+2?"))
     dataset = find(toy(), tmp_path, data_dir=tmp_path)
@@ -101,7 +135,7 @@ def test_the_mini_set_is_used_only_when_nothing_else_is_there(tmp_path: Path) ->
     assert dataset.mini
     assert len(dataset.rows("test")) == 1
     assert "(mini)" in said[0]
-    with pytest.raises(DataError, match="drop --no-mini"):
+    with pytest.raises(DataError, match="the data was not found"):
         find(toy(), tmp_path, allow_mini=False)
     (home() / "data" / "toy").mkdir(parents=True)
     (home() / "data" / "toy" / "test.jsonl").write_text(CONTENT)

@@ -54,7 +54,8 @@ def test_breakdowns(by: str, there: str, not_there: str) -> None:
 
 
 def test_a_withheld_score_is_a_dash() -> None:
-    text = results([{**METRICS, "score": None, "errors": 2}], by="task")
+    nothing = {"correct": 3, "n": 8, "score": None, "low": None, "high": None}
+    text = results([{**METRICS, "score": None, "errors": 2, "rules": {"qwen-chat": nothing}}], by="task")
     row = next(line for line in text.splitlines() if line.startswith("mmlu@qwen-chat (mini)"))
     assert row.split()[2:] == ["0", "8", "qwen-chat", "-", "-", "1", "2", "3", "2"]
 

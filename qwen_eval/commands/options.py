@@ -1,5 +1,6 @@
 """Options that commands share, and how every option can also be given: QWEN_EVAL_<FLAG>, a YAML file."""
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def option(*names: str, also: Iterable[str] = (), **settings: Any) -> Callable[[Command], Command]:
     """Return a click option that can also be given as the environment variable QWEN_EVAL_<FLAG> (or one of `also`)."""
-    flag = next(name for name in names if name.startswith("--"))
+    flag = next(name for name in names if name.startswith("--")).partition("/")[0]
     variable = "QWEN_EVAL_" + flag.removeprefix("--").replace("-", "_").upper()
     return click.option(*names, envvar=[variable, *also], show_envvar=False, **settings)
 
@@ -61,10 +62,9 @@ class Limit(click.ParamType[int | float]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
         """Return an int for a number, a float for a share."""
         text = str(value)
-        try:
-            number: int | float = float(text) if "." in text else int(text)
-        except ValueError:
+        if not re.fullmatch(r"-?[0-9]+|-?[0-9]*\.[0-9]+", text):
             self.fail(f"expected a number of samples (8) or a share (0.1), found {text!r}.", param, ctx)
+        number: int | float = float(text) if "." in text else int(text)
         if number <= 0 or (isinstance(number, float) and number > 1):
             self.fail(f"expected at least 1 sample, or a share above 0 and up to 1.0, found {text}.", param, ctx)
         return number
@@ -110,8 +110,12 @@ def load_config(ctx: click.Context, param: click.Parameter, value: Path | None) 
             flags = [known.replace("_", "-") for known in names if known]
             line = _line_of(value, str(key))
             raise UsageError(f"{value}, line {line}: unknown setting '{key}'.{did_you_mean(str(key), flags)}")
-        several = isinstance(setting, list) and not names[name].multiple
-        defaults[name] = ",".join(map(str, setting)) if several else setting
+        listed = setting if isinstance(setting, list) else [setting]
+        if not all(isinstance(each, str | int | float) for each in listed):
+            line = _line_of(value, str(key))
+            raise UsageError(f"{value}, line {line}: expected a value or a list of values for '{key}'.")
+        several = getattr(names[name], "multiple", False)
+        defaults[name] = listed if several else ",".join(map(str, listed)) if len(listed) > 1 else listed[0]
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
     return value
 

@@ -1,5 +1,6 @@
 """`python -m qwen_eval run`: evaluate a model on one or more tasks."""
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from qwen_eval.commands.options import BatchSize, Limit, data_dir, include_path, load_config, option, output_format
 from qwen_eval.errors import IncompleteError, Interrupted, UsageError
@@ -23,7 +25,14 @@ DEFAULT_MODEL = "starter:smollm2-135m-instruct"
 
 
 @click.command()
-@option("--task", "-t", required=True, metavar="TASK[@PROTOCOL],…", help="What to run, for example gsm8k,mmlu@qwen.")
+@option(
+    "--task",
+    "-t",
+    required=True,
+    multiple=True,
+    metavar="TASK[@PROTOCOL],…",
+    help="What to run, for example gsm8k,mmlu@qwen. May be repeated.",
+)
 @option(
     "--model",
     "-m",
@@ -44,7 +53,14 @@ DEFAULT_MODEL = "starter:smollm2-135m-instruct"
 )
 @option("--chat", is_flag=True, help="Use the chat protocol where a task names none.")
 @option("--base", is_flag=True, help="Use the base protocol where a task names none.")
-@option("--output-dir", type=click.Path(path_type=Path), default=Path("results"), show_default=True, metavar="DIR")
+@option(
+    "--output-dir",
+    type=click.Path(path_type=Path),
+    default=Path("results"),
+    show_default=True,
+    metavar="DIR",
+    help="Where run folders go.",
+)
 @data_dir
 @option(
     "--config",
@@ -54,11 +70,15 @@ DEFAULT_MODEL = "starter:smollm2-135m-instruct"
     metavar="YAML",
     help="A file with any of these flags as `flag: value`.",
 )
-@option("--dry-run", is_flag=True, help="Only say what would run: items, prompt tokens, detectable difference.")
-@option("--overwrite", is_flag=True, help="Start over instead of resuming.")
-@option("--no-mini", is_flag=True, help="Fail where the official data is missing, instead of using the small set.")
 @option(
-    "--published-truncation",
+    "--dry-run/--no-dry-run", is_flag=True, help="Only say what would run: items, prompt tokens, detectable difference."
+)
+@option("--overwrite/--no-overwrite", is_flag=True, help="Start over instead of resuming.")
+@option(
+    "--no-mini/--mini", is_flag=True, help="Fail where the official data is missing, instead of using the small set."
+)
+@option(
+    "--published-truncation/--no-published-truncation",
     is_flag=True,
     help="Apply the left cut of long prompts that a protocol was published with.",
 )
@@ -67,7 +87,7 @@ DEFAULT_MODEL = "starter:smollm2-135m-instruct"
 @output_format
 def run(
     *,
-    task: str,
+    task: Sequence[str],
     model: str,
     limit: int | float | None,
     shots: int | None,
@@ -89,8 +109,7 @@ def run(
     format: str,
 ) -> None:
     """Run tasks on a model and print a table. The same command again resumes; nothing is asked twice."""
-    if chat and base:
-        raise UsageError("--chat and --base: expected one of them, found both.")
+    chat, base = _kind(chat, base)
     wanted = _wanted(task, include_path)
     datasets = _datasets([entry for entry, _ in wanted], data_dir, allow_mini=not no_mini)
     if not dry_run:
@@ -129,13 +148,25 @@ def _other(as_chat: bool) -> str:
     return "--base" if as_chat else "--chat"
 
 
-def _wanted(names: str, include: Sequence[Path]) -> list[tuple["Entry", str | None]]:
+def _kind(chat: bool, base: bool) -> tuple[bool, bool]:
+    """Where both are set, the nearer source wins: command line, environment, file."""
+    if not (chat and base):
+        return chat, base
+    sources = {name: click.get_current_context().get_parameter_source(name) for name in ("chat", "base")}
+    for nearest in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP):
+        said = [name for name, source in sources.items() if source is nearest]
+        if len(said) == 1:
+            return said == ["chat"], said == ["base"]
+    raise UsageError("--chat and --base: expected one of them, found both.")
+
+
+def _wanted(names: Sequence[str], include: Sequence[Path]) -> list[tuple["Entry", str | None]]:
     """Load the tasks and check the protocols before anything expensive."""
     from qwen_eval import registry
 
     files = registry.find(include)
     wanted = []
-    for name in names.split(","):
+    for name in dict.fromkeys(name.strip() for given in names for name in given.split(",")):
         task, named = registry.split_name(name)
         entry = registry.load(task, files)
         if named:
@@ -175,6 +206,8 @@ def _engine(model: str, *, dtype: str, device: str, batch_size: int | None) -> "
     if dtype != "auto":
         checked_dtype(dtype)
     checkpoint = locate(model)
+    # Idle worker threads that spin steal the processor from whoever has work on a busy machine; read at torch's import.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from qwen_eval.models.transformers.reference import ReferenceModel
 
     return ReferenceModel(checkpoint, dtype=dtype, device=device, batch_size=batch_size)
@@ -198,8 +231,10 @@ def _print_dry_run(plans: Sequence["Plan"], engine: "Model", format: str) -> Non
 
     rows = []
     for plan in plans:
-        requests = tqdm(plan.first_requests(), total=len(plan.samples), desc=plan.name, unit="prompt", leave=False)
-        prompts = [engine.prompt_tokens(request) for _, request in requests]
+        interval = 0.5 if sys.stderr.isatty() else 15
+        requests = list(plan.first_requests())
+        bar = tqdm(requests, desc=plan.name, unit="prompt", leave=False, mininterval=interval)
+        prompts = [engine.prompt_tokens(request) for _, request in bar]
         rows.append(
             {
                 "Task": plan.name,
@@ -211,6 +246,7 @@ def _print_dry_run(plans: Sequence["Plan"], engine: "Model", format: str) -> Non
             }
         )
     click.echo(draw(rows, format))
+    _say("Sharing prefixes: tokens left when every prefix that two prompts have in common is computed once.")
     _say(
         "Detectable difference: between two checkpoints on the same items, one-sided 5 %, power 80 %, "
         "when 5 % of the answers change sides."

@@ -10,8 +10,8 @@ import click
 from qwen_eval import registry
 from qwen_eval.commands.options import data_dir, include_path, option
 from qwen_eval.data import Dataset, find_dataset
-from qwen_eval.errors import DataError, UsageError, did_you_mean
-from qwen_eval.task import Sample, Task
+from qwen_eval.errors import DataError, StoreError, UsageError, did_you_mean
+from qwen_eval.task import Sample, Task, Verdict
 
 __all__ = ["score"]
 
@@ -40,30 +40,42 @@ def score(
     include_path: Sequence[Path],
 ) -> None:
     """Score outputs: a line {"id", "rule", "extracted", "correct"} for every output and rule, in input order."""
+    name, protocol = registry.split_name(task)
+    entry = registry.load(name, registry.find(include_path))
+    if protocol:
+        registry.protocol(entry.task, protocol)
+    rules = _rules(entry.task, [each for names in rule for each in names.split(",")])
+    if target.resolve() == source.resolve():
+        raise UsageError(f"--output {target}: expected another file than --input.")
+    outputs = _of_run(entry.task, source) if source.is_dir() else _of_file(entry, source, data_dir)
+    verdicts = [
+        (identifier, each, entry.task.rules[each](output, sample))
+        for identifier, output, sample in outputs
+        for each in rules
+    ]
+    if not verdicts:
+        raise DataError(f"{source}: expected outputs to score, found none.")
+    _write(target, verdicts)
+    count = len(verdicts) // len(rules)
+    for each in rules:
+        right = sum(verdict.correct for _, rule_name, verdict in verdicts if rule_name == each)
+        click.echo(f"{name}, {each}: {right:,} of {count:,} correct ({100 * right / count:.1f} %)", err=True)
+
+
+def _write(target: Path, verdicts: Sequence[tuple[Any, str, Verdict]]) -> None:
+    """Write the verdicts whole or not at all; a device or a pipe is written directly."""
     import jsonlines
 
-    name, _ = registry.split_name(task)
-    entry = registry.load(name, registry.find(include_path))
-    rules = _rules(entry.task, rule)
-    samples = _Samples(entry, data_dir)
-    right = dict.fromkeys(rules, 0)
-    count = 0
+    direct = target.exists() and not target.is_file()
+    partial = target if direct else target.with_name(f".{target.name}.partial")
     try:
-        with jsonlines.open(target, "w") as out:
-            for where, row in _outputs(source):
-                sample = samples.of(row, where)
-                count += 1
-                for each in rules:
-                    verdict = entry.task.rules[each](row["output"], sample)
-                    right[each] += verdict.correct
-                    out.write(
-                        {"id": row["id"], "rule": each, "extracted": verdict.extracted, "correct": verdict.correct}
-                    )
+        with jsonlines.open(partial, "w") as out:
+            for identifier, rule, verdict in verdicts:
+                out.write({"id": identifier, "rule": rule, "extracted": verdict.extracted, "correct": verdict.correct})
+        if not direct:
+            partial.replace(target)
     except OSError as error:
         raise UsageError(f"--output {target}: cannot be written ({error.strerror}).") from None
-    for each in rules:
-        share = f" ({100 * right[each] / count:.1f} %)" if count else ""
-        click.echo(f"{name}, {each}: {right[each]:,} of {count:,} correct{share}", err=True)
 
 
 def _rules(task: Task, wanted: Sequence[str]) -> list[str]:
@@ -78,32 +90,43 @@ def _rules(task: Task, wanted: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(wanted)) or list(task.rules)
 
 
-def _outputs(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield where a row stands, and the row; a run folder gives its text outputs."""
+def _of_run(task: Task, run: Path) -> Iterator[tuple[Any, str, Sample]]:
+    """Yield id, output and sample of a finished run: its records hold the items it was run on, so no data is needed."""
+    from qwen_eval.results import read_records
+
+    for number, record in enumerate(read_records(run), 1):
+        try:
+            text = record["outputs"][-1].get("text")
+            sample = Sample(record["doc_id"], record["doc"], record["target"], record["group"])
+        except (KeyError, IndexError):
+            raise StoreError(
+                f"{run / 'records.jsonl'}, line {number}: expected a record, found another object."
+            ) from None
+        if text is None:
+            raise UsageError(f"{run}: this run compared log-probabilities; it has no text outputs to score.")
+        if any(letter not in sample.row for letter in task.letters):
+            raise UsageError(f"{run}: expected a run of {task.name}, found another task's.")
+        yield sample.id, text, sample
+
+
+def _of_file(entry: registry.Entry, file: Path, data_dir: Path | None) -> Iterator[tuple[Any, str, Sample]]:
+    """Yield id, output and sample of every line of a JSON-lines file."""
     import json
 
     from qwen_eval.readers import read_text
-    from qwen_eval.results import read_records
 
-    if source.is_dir():
-        for number, record in enumerate(read_records(source), 1):
-            last = record["outputs"][-1]
-            if "text" not in last:
-                raise UsageError(f"{source}: this run compared log-probabilities; it has no text outputs to score.")
-            yield f"{source}, record {number}", {"id": record["doc_id"], "output": last["text"]}
-        return
-    lines = read_text(source).split("\n")
-    for number, line in enumerate(lines, 1):
+    samples = _Samples(entry, data_dir)
+    for number, line in enumerate(read_text(file).split("\n"), 1):
         if not line.strip():
             continue
-        where = f"{source}, line {number}"
+        where = f"{file}, line {number}"
         try:
             row = json.loads(line)
         except ValueError as error:
             raise DataError(f"{where}: expected one JSON object, found something else ({error}).") from None
         if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("output"), str):
             raise DataError(f'{where}: expected {{"id": …, "output": "text"}}, found {line[:80]}')
-        yield where, row
+        yield row["id"], row["output"], samples.of(row, where)
 
 
 class _Samples:
@@ -117,11 +140,16 @@ class _Samples:
         self.dataset: Dataset | None = None
 
     def of(self, row: dict[str, Any], where: str) -> Sample:
-        """Return the sample with the row's own gold where it has one. Raises DataError for an unknown id."""
+        """Return the sample, with the row's own gold where it has one. Raises DataError for a bad id or gold."""
         identifier, gold = str(row["id"]), row.get("gold")
-        if gold is not None and not self.entry.task.letters:
-            # A rule over numbers or text needs nothing of the sample but its gold.
-            return Sample(identifier, {}, str(gold))
+        letters = self.entry.task.letters
+        if gold is not None:
+            if not isinstance(gold, str | int | float) or not str(gold).strip() or (letters and gold not in letters):
+                wanted = f"one of {', '.join(letters)}" if letters else "text or a number"
+                raise DataError(f"{where}: expected {wanted} as gold, found {gold!r}.")
+            if not letters:
+                # A rule over numbers or text needs nothing of the sample but its gold.
+                return Sample(identifier, {}, str(gold))
         while identifier not in self.known and self.unread:
             self._read(self.unread.pop(0))
         if identifier not in self.known:
@@ -132,7 +160,10 @@ class _Samples:
 
     def _read(self, split: str) -> None:
         if self.dataset is None:
-            self.dataset = find_dataset(self.entry.task.data, tasks=self.entry.folder, data_dir=self.data_dir, say=_say)
+            # Never the small set: its ids are also ids of the real data, with other golds.
+            self.dataset = find_dataset(
+                self.entry.task.data, tasks=self.entry.folder, data_dir=self.data_dir, allow_mini=False, say=_say
+            )
         self.known |= {sample.id: sample for sample in self.entry.task.samples(self.dataset, split)}
         for warning in self.dataset.warnings:
             _say(f"Warning: {warning}")

@@ -24,6 +24,7 @@ __all__ = ["tasks"]
 @click.pass_context
 def tasks(ctx: click.Context, data_dir: Path | None, include_path: Sequence[Path]) -> None:
     """List every task: protocols, items, licence, where its data would come from. `tasks show` prints a prompt."""
+    ctx.obj = (data_dir, include_path)
     if ctx.invoked_subcommand:
         return
     files = registry.find(include_path)
@@ -59,7 +60,9 @@ def source(entry: Entry, data_dir: Path | None) -> str:
 @option("--model", metavar="MODEL", help="Render conversations with this model's chat template instead of ChatML.")
 @data_dir
 @include_path
+@click.pass_obj
 def show(
+    given: tuple[Path | None, Sequence[Path]],
     name: str,
     sample: str | None,
     shots: int | None,
@@ -69,6 +72,7 @@ def show(
     include_path: Sequence[Path],
 ) -> None:
     """Show a task's protocols and rules, or with --sample one rendered prompt."""
+    data_dir, include_path = data_dir or given[0], include_path or given[1]
     task_name, protocol_name = registry.split_name(name)
     entry = registry.load(task_name, registry.find(include_path))
     chosen = registry.protocol(entry.task, protocol_name) if protocol_name else entry.task.protocols[0]

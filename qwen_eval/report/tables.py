@@ -71,12 +71,11 @@ def _percent(value: float | None) -> str:
 
 
 def _interval(part: Mapping[str, Any]) -> str:
-    return f"{_percent(part['low'])} to {_percent(part['high'])}"
+    return "-" if part["low"] is None else f"{_percent(part['low'])} to {_percent(part['high'])}"
 
 
 def _headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
     part = metrics["rules"].get(metrics["rule"])
-    withheld = metrics["score"] is None
     return {
         "Task": _name(metrics),
         "Model": metrics["model"]["name"],
@@ -84,7 +83,7 @@ def _headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "n": metrics["n"],
         "Rule": metrics["rule"],
         "Score": _percent(metrics["score"]),
-        "95 % interval": "-" if withheld or part is None else _interval(part),
+        "95 % interval": _interval(part) if part else "-",
         "Unparsed": metrics["unparsed"],
         "Truncated": metrics["truncated"],
         "Empty": metrics["empty"],
@@ -117,8 +116,12 @@ def _long(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for each in metrics:
         common = {"model": each["model"]["name"], "task": _name(each), "shots": each["shots"]}
-        for rule, part in each["rules"].items():
-            rows.append({**common, "part": "all", "name": "", "rule": rule, **part})
+        counts = {name: each[name] for name in ("unparsed", "truncated", "empty", "errors")}
+        nothing = {"correct": 0, "n": 0, "score": None, "low": None, "high": None}
+        for rule, part in (each["rules"] or {each["rule"]: nothing}).items():
+            headline = rule == each["rule"]
+            more = {"headline": headline, **(counts if headline else {})}
+            rows.append({**common, "part": "all", "name": "", "rule": rule, **part, **more})
         for kind, key in (("category", "categories"), ("subject", "groups")):
             rows += [
                 {**common, "part": kind, "name": name, "rule": each["rule"], **part} for name, part in each[key].items()

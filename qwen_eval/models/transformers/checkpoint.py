@@ -11,7 +11,7 @@ from pathlib import Path
 from qwen_eval.errors import ModelError, UsageError, did_you_mean
 from qwen_eval.paths import home
 
-__all__ = ["Checkpoint", "fingerprint", "locate"]
+__all__ = ["Checkpoint", "checked_dtype", "fingerprint", "first_line", "locate"]
 
 STARTER = "starter:"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -35,6 +35,8 @@ def locate(model: str) -> Checkpoint:
     """
     from qwen_eval.models.starter import gguf_folder, starter_folder
 
+    if not model.strip():
+        raise UsageError("--model: expected a hub id, a folder, a .gguf file or starter:NAME, found nothing.")
     if model.startswith(STARTER):
         name = model.removeprefix(STARTER)
         return Checkpoint(name, starter_folder(name))
@@ -165,3 +167,9 @@ def checked_dtype(name: str) -> str:
     if name not in names:
         raise UsageError(f"--dtype {name}: expected auto, float32, bfloat16 or float16.{did_you_mean(name, names)}")
     return names[name]
+
+
+def first_line(error: Exception) -> str:
+    """Return an exception in one line: libraries write essays."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:160]}" if text else type(error).__name__

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_eval.errors import DeviceError, ModelError
 from qwen_eval.models.base import Identity
-from qwen_eval.models.transformers.checkpoint import Checkpoint, checked_dtype, fingerprint
+from qwen_eval.models.transformers.checkpoint import Checkpoint, checked_dtype, fingerprint, first_line
 from qwen_eval.models.transformers.tokenization import Tokenizer
 from qwen_eval.task import (
     Answer,
@@ -75,7 +75,7 @@ class ReferenceModel:
             config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
         except Exception as error:  # transformers raises whatever the file at fault makes it raise
             raise ModelError(
-                f"{checkpoint.folder}: this configuration cannot be read ({_first_line(error)})."
+                f"{checkpoint.folder}: this configuration cannot be read ({first_line(error)})."
             ) from error
         self.window: int = getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30
         template = self.tokenizer.template
@@ -312,7 +312,7 @@ class ReferenceModel:
                 )
             except Exception as error:  # transformers raises whatever the file at fault makes it raise
                 raise ModelError(
-                    f"{self.checkpoint.folder}: this checkpoint cannot be loaded ({_first_line(error)})."
+                    f"{self.checkpoint.folder}: this checkpoint cannot be loaded ({first_line(error)})."
                 ) from error
             self._model = self._model.to(self.device).eval()
         return self._model
@@ -363,8 +363,3 @@ def _hash(text: str) -> str:
     import hashlib
 
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:160]}" if text else type(error).__name__

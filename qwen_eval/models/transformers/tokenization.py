@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_eval.errors import ModelError, UsageError
+from qwen_eval.models.transformers.checkpoint import first_line
 from qwen_eval.prompts import opencompass_chatml
 from qwen_eval.task import Chat, Prompt, Turn
 
@@ -24,7 +25,7 @@ class Tokenizer:
         try:
             self.inner: Any = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # transformers raises whatever the file at fault makes it raise
-            raise ModelError(f"{folder}: the tokenizer cannot be loaded ({type(error).__name__}: {error}).") from error
+            raise ModelError(f"{folder}: the tokenizer cannot be loaded ({first_line(error)}).") from error
         self.markers = sorted((str(token) for token in self.inner.get_added_vocab()), key=len, reverse=True)
         self.end_tokens = self._end_tokens(folder)
 
