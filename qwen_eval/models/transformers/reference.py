@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ReferenceModel"]
 
-AUTO_BATCH = {"cpu": 8, "cuda": 32}
+AUTO_BATCH = 32
+AUTO_BATCH_CHOOSE_CPU = 8
+"""On a CPU small batches are the faster ones where a request costs one long forward pass and no decoding."""
 CHUNK = 512
 """Positions a forward pass of a perplexity block: bounds the logits at CHUNK x vocabulary."""
 
@@ -70,7 +72,7 @@ class ReferenceModel:
             checked_dtype("float32" if kind == "cpu" else "bfloat16") if dtype == "auto" else checked_dtype(dtype)
         )
         self.tokenizer = Tokenizer(checkpoint.folder)
-        self.batch_size = batch_size or AUTO_BATCH.get(kind, 8)
+        self.batch_size = batch_size
         try:
             config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
         except Exception as error:  # transformers raises whatever the file at fault makes it raise
@@ -78,6 +80,7 @@ class ReferenceModel:
                 f"{checkpoint.folder}: this configuration cannot be read ({first_line(error)})."
             ) from error
         self.window: int = getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        self._auto_batch = AUTO_BATCH if kind == "cuda" else _rows_in_memory(config.get_text_config())
         template = self.tokenizer.template
         self.identity = Identity(
             name=checkpoint.name,
@@ -114,7 +117,8 @@ class ReferenceModel:
             self._queue.sort(key=_kind_and_length)
             self._sorted = True
         kind = type(self._queue[0][1])
-        batch = list(itertools.takewhile(lambda item: type(item[1]) is kind, self._queue[: self.batch_size]))
+        rows = self._rows(kind)
+        batch = list(itertools.takewhile(lambda item: type(item[1]) is kind, self._queue[:rows]))
         del self._queue[: len(batch)]
         try:
             with torch.inference_mode():
@@ -143,9 +147,19 @@ class ReferenceModel:
 
     def counters(self) -> Mapping[str, int | float | str]:
         """Return tokens computed, decode slots used, batches, and the batch size in force."""
-        return {**self._counters, "batch_size": self.batch_size}
+        return {**self._counters, "batch_size": self.batch_size or "auto"}
 
     # ------------------------------------------------------------------------------------------------------- requests
+
+    def _rows(self, kind: type) -> int:
+        """Return how many requests are answered together: what the user said, else by kind and memory."""
+        if self.batch_size:
+            return self.batch_size
+        return (
+            min(self._auto_batch, AUTO_BATCH_CHOOSE_CPU)
+            if kind is Choose and self.device.type == "cpu"
+            else self._auto_batch
+        )
 
     def _answer(self, kind: type, batch: Sequence[tuple[int, Any]]) -> list[tuple[int, Answer | Failed]]:
         self._counters["batches"] += 1
@@ -319,6 +333,17 @@ class ReferenceModel:
 
     def _too_long(self, length: int) -> Failed:
         return Failed(reason=f"the prompt has {length:,} tokens, the model's window is {self.window:,}")
+
+
+def _rows_in_memory(config: Any) -> int:
+    """Return how many rows of 2,048 tokens keep keys and values, in float32, in an eighth of the memory."""
+    import os
+
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    token: int = 2 * 4 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head_size
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(AUTO_BATCH, memory // 8 // (2048 * token)))
 
 
 def _with_column(mask: "torch.Tensor") -> "torch.Tensor":
