@@ -220,6 +220,20 @@ def test_running_out_of_memory_halves_the_batch_and_loses_nothing(
     assert ask(tiny_checkpoint("qwen2"), requests, batch_size=5) == expected
 
 
+def test_the_automatic_batch_keeps_within_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    import transformers
+
+    from qwen_eval.models.transformers.reference import _rows_in_memory
+
+    small = transformers.Qwen2Config(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_size=32)
+    large = transformers.LlamaConfig(num_hidden_layers=32, num_attention_heads=32, hidden_size=4096)
+    monkeypatch.setattr(os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 16 * 2**30 // 4096)
+    assert _rows_in_memory(small) == 32
+    assert _rows_in_memory(large) == 1  # 2 GiB of keys and values a row
+
+
 # -------------------------------------------------------------------------------------------------------- tokenization
 
 

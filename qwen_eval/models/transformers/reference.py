@@ -155,11 +155,9 @@ class ReferenceModel:
         """Return how many requests are answered together: what the user said, else by kind and memory."""
         if self.batch_size:
             return self.batch_size
-        return (
-            min(self._auto_batch, AUTO_BATCH_CHOOSE_CPU)
-            if kind is Choose and self.device.type == "cpu"
-            else self._auto_batch
-        )
+        if kind is Choose and self.device.type == "cpu":
+            return min(self._auto_batch, AUTO_BATCH_CHOOSE_CPU)
+        return self._auto_batch
 
     def _answer(self, kind: type, batch: Sequence[tuple[int, Any]]) -> list[tuple[int, Answer | Failed]]:
         self._counters["batches"] += 1
