@@ -294,14 +294,3 @@ def run(
     }
     folder.write_derived(records, result)
     return result
-
-
-def shared_length(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Return how many tokens are left when every shared prefix is computed once: the size of the prompts' trie."""
-    total = 0
-    before: tuple[int, ...] = ()
-    for prompt in sorted(prompts):
-        common = next((at for at, (a, b) in enumerate(zip(before, prompt, strict=False)) if a != b), len(before))
-        total += len(prompt) - min(common, len(prompt))
-        before = prompt
-    return total

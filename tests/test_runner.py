@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_eval import registry
+from qwen_eval.commands.dry_run import shared_length
 from qwen_eval.data import Dataset, find_dataset
 from qwen_eval.errors import Interrupted, StoreError, UsageError
 from qwen_eval.models.scripted import ScriptedModel
 from qwen_eval.registry import Entry
 from qwen_eval.results import RunFolder
-from qwen_eval.runner import Plan, Stop, make_plan, run, shared_length, stop_on_signal
+from qwen_eval.runner import Plan, Stop, make_plan, run, stop_on_signal
 from qwen_eval.task import Answer, Chosen, Dialogue, Failed, Generate, Generated, Request, Sample
 
 

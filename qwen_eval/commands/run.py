@@ -4,6 +4,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,8 +124,8 @@ def run(
     for entry, named in wanted:
         chosen = protocol(entry.task, named) if named else default_protocol(entry.task, chat=as_chat)
         if not named and not (chat or base):
-            kind = "chat" if as_chat else "base"
-            _say(f"{model} is a {kind} model: {entry.task.name}@{chosen.name} ({_other(as_chat)} for the other kind)")
+            kind, other = ("chat", "--base") if as_chat else ("base", "--chat")
+            _say(f"{model} is a {kind} model: {entry.task.name}@{chosen.name} ({other} for the other kind)")
         plans.append(
             make_plan(
                 entry.task,
@@ -139,13 +140,11 @@ def run(
     for warning in dict.fromkeys(line for dataset in datasets.values() for line in dataset.warnings):
         _say(f"Warning: {warning}")
     if dry_run:
-        _print_dry_run(plans, engine, format)
+        from qwen_eval.commands.dry_run import print_dry_run
+
+        print_dry_run(plans, engine, format)
         return
     _run_all(plans, engine, output_dir, seed=seed, overwrite=overwrite, format=format, by=by)
-
-
-def _other(as_chat: bool) -> str:
-    return "--base" if as_chat else "--chat"
 
 
 def _kind(chat: bool, base: bool) -> tuple[bool, bool]:
@@ -222,37 +221,6 @@ def _check_renders(plan: "Plan", engine: "Model", model: str) -> None:
         raise UsageError(f"{plan.name} on {model}: {error}") from None
 
 
-def _print_dry_run(plans: Sequence["Plan"], engine: "Model", format: str) -> None:
-    from tqdm import tqdm
-
-    from qwen_eval.report.tables import draw
-    from qwen_eval.runner import shared_length
-    from qwen_eval.stats import detectable_difference
-
-    rows = []
-    for plan in plans:
-        interval = 0.5 if sys.stderr.isatty() else 15
-        requests = list(plan.first_requests())
-        bar = tqdm(requests, desc=plan.name, unit="prompt", leave=False, mininterval=interval)
-        prompts = [engine.prompt_tokens(request) for _, request in bar]
-        rows.append(
-            {
-                "Task": plan.name,
-                "Shots": plan.shots,
-                "Items": f"{len(plan.samples):,} of {plan.total:,}",
-                "Prompt tokens": f"{sum(map(len, prompts)):,}",
-                "Sharing prefixes": f"{shared_length(prompts):,}",
-                "Detectable difference": f"{100 * detectable_difference(len(plan.samples)):.1f} points",
-            }
-        )
-    click.echo(draw(rows, format))
-    _say("Sharing prefixes: tokens left when every prefix that two prompts have in common is computed once.")
-    _say(
-        "Detectable difference: between two checkpoints on the same items, one-sided 5 %, power 80 %, "
-        "when 5 % of the answers change sides."
-    )
-
-
 def _run_all(
     plans: Sequence["Plan"],
     engine: "Model",
@@ -284,7 +252,9 @@ def _run_all(
                         total=len(plan.samples), desc=plan.name, unit="item", smoothing=0, mininterval=interval
                     ) as bar,
                 ):
-                    finished.append(run_plan(plan, engine, folder, stop=stop, bar=bar, say=_say_above_bar))
+                    finished.append(
+                        run_plan(plan, engine, folder, stop=stop, bar=bar, say=partial(tqdm.write, file=sys.stderr))
+                    )
                 _say(f"{plan.name}: {path}")
     except (Interrupted, KeyboardInterrupt) as error:
         if finished:
@@ -326,9 +296,3 @@ def _safe(name: str) -> str:
 
 def _say(line: str) -> None:
     click.echo(line, err=True)
-
-
-def _say_above_bar(line: str) -> None:
-    from tqdm import tqdm
-
-    tqdm.write(line, file=sys.stderr)
