@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,8 @@ def fingerprint(rows: Iterable[Row]) -> str:
 class Dataset:
     """A dataset that was found. Splits are read when asked for; `origin` says in words where it comes from.
 
-    `load(split)` returns the normalised rows. `warnings` collects what a user must be told (another copy of the data).
+    `load(split)` returns the normalised rows. `warnings` collects what a user must be told (another copy of
+    the data); `fingerprints` has one for every split read so far.
     """
 
     spec: DatasetSpec
@@ -45,15 +45,8 @@ class Dataset:
     folder: Path | None = None
     mini: bool = False
     warnings: list[str] = field(default_factory=list)
-
-    @cached_property
-    def fingerprints(self) -> dict[str, str]:
-        """The fingerprint of every split read so far."""
-        return {}
-
-    @cached_property
-    def _splits(self) -> dict[str, Sequence[Row]]:
-        return {}
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    _splits: dict[str, Sequence[Row]] = field(default_factory=dict)
 
     def rows(self, split: str) -> Sequence[Row]:
         """Return the rows of a split, in file order. Raises DataError for a short, broken or missing file."""

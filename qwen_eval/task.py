@@ -235,10 +235,6 @@ class DatasetSpec:
 class Rows(TypingProtocol):
     """A dataset that was found: what a protocol may read of it (see `data.Dataset`)."""
 
-    @property
-    def mini(self) -> bool:
-        """True for the small set that ships with the project."""
-
     def rows(self, split: str) -> Sequence[Row]:
         """Return the normalised rows of a split, in file order; grouped files carry `group` and `row`."""
 
@@ -259,7 +255,7 @@ class Protocol:
     `build(dataset, shots)` returns the function from a sample to its request (or its dialogue).
     `rule` is the headline; "choice" means the option with the highest log-probability.
     `shots_allowed` are the numbers of exemplars the prompt is defined for.
-    `texts` are the few-shot texts it cannot do without. `cut` is the published left cut, applied on request only.
+    `cut` is the published left cut, applied on request only.
     """
 
     name: str
@@ -270,7 +266,6 @@ class Protocol:
     build: Callable[[Rows, int], Callable[[Sample], Request | Dialogue]]
     about: str
     split: str = "test"
-    texts: tuple[str, ...] = ()
     cut: LeftCut | None = None
 
 

@@ -239,7 +239,6 @@ TASK = Task(
             rule="lm-eval-cot-strict",
             build=lm_eval_cot,
             about="lm-evaluation-harness gsm8k_cot: the eight chain-of-thought exemplars of Wei et al.",
-            texts=("lm_eval_cot_8shot.txt",),
         ),
     ),
 )

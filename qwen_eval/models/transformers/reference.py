@@ -25,7 +25,6 @@ from qwen_eval.task import (
     LeftCut,
     Measured,
     Perplexity,
-    Prompt,
     Request,
 )
 
@@ -130,10 +129,6 @@ class ReferenceModel:
             self._queue = batch + self._queue
         torch.cuda.empty_cache()
         return self.collect()
-
-    def render(self, prompt: Prompt) -> str:
-        """Return the exact text the model is given."""
-        return self.tokenizer.render(prompt)
 
     def prompt_tokens(self, request: Request) -> tuple[int, ...]:
         """Return the token ids of a request's prompt."""
