@@ -1,3 +1,5 @@
+"""The small sets of GSM8K and MMLU, and the files of all of them; those of C-Eval, CMMLU, MATH and BBH stand beside."""
+
 import ast
 import csv
 import json
@@ -13,6 +15,7 @@ MINI = Path(__file__).resolve().parents[1] / "tasks" / "_mini"
 SUBJECTS = ("elementary_mathematics", "philosophy", "high_school_geography", "miscellaneous")
 GSM8K_SIZES = {"test": 24, "train": 8}
 MMLU_SIZES = {"test": 6, "dev": 5}
+FILES = {"gsm8k": 3, "mmlu": 8, "ceval": 12, "cmmlu": 8, "math": 4, "bbh": 12}
 
 NUMBER = r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 MARK = re.compile(r"<<([^<>=]+)=([^<>=]+)>>")
@@ -44,9 +47,13 @@ def gsm8k(split: str) -> list[dict[str, str]]:
     return [json.loads(line) for line in text.removesuffix("\n").split("\n")]
 
 
-def mmlu(subject: str, split: str) -> list[list[str]]:
-    with open(MINI / "mmlu" / split / f"{subject}_{split}.csv", encoding="utf-8", newline="") as file:
+def read_csv(path: Path) -> list[list[str]]:
+    with open(path, encoding="utf-8", newline="") as file:
         return list(csv.reader(file, strict=True))
+
+
+def mmlu(subject: str, split: str) -> list[list[str]]:
+    return read_csv(MINI / "mmlu" / split / f"{subject}_{split}.csv")
 
 
 GSM8K_ITEMS = [
@@ -164,13 +171,18 @@ def test_mmlu_has_the_cells_that_careless_readers_get_wrong() -> None:
     assert any(all(re.fullmatch(NUMBER, option) for option in row[1:5]) for row in rows)
 
 
-def test_no_line_ends_but_newlines() -> None:
-    files = [path for pattern in ("*.jsonl", "*.txt", "*.csv") for path in MINI.rglob(pattern)]
-    assert len(files) == 11
-    for path in files:
+@pytest.mark.parametrize(("folder", "files"), FILES.items())
+def test_line_ends_are_those_of_the_real_files(folder: str, files: int) -> None:
+    paths = [path for path in (MINI / folder).rglob("*") if path.is_file()]
+    assert len(paths) == files
+    for path in paths:
         content = path.read_bytes()
-        assert b"\r" not in content
-        assert content.endswith(b"\n")
+        if folder == "ceval":  # rows end in CRLF, lines inside a cell in LF
+            assert content.endswith(b"\r\n")
+            assert content.count(b"\r") == content.count(b"\r\n") == len(read_csv(path))
+        else:
+            assert b"\r" not in content
+            assert content.endswith(b"\n") == (folder != "bbh" and path.name != "minerva_4shot_prompt.txt")
 
 
 def test_no_question_appears_twice() -> None:
