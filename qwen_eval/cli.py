@@ -11,6 +11,7 @@ from typing import NoReturn
 import click
 
 from qwen_eval import __version__
+from qwen_eval.commands.compare import compare
 from qwen_eval.commands.data import data
 from qwen_eval.commands.run import run
 from qwen_eval.commands.score import score
@@ -33,7 +34,7 @@ def cli() -> None:
     """Evaluate language-model checkpoints: published prompts, published scoring rules, and how sure a score is."""
 
 
-for command in (run, tasks, score, data):
+for command in (run, tasks, score, compare, data):
     cli.add_command(command)
 
 

@@ -1,9 +1,9 @@
-"""Where things are on this machine: the tasks that ship with the project, and the user's cache."""
+"""Where things are on this machine: what ships with the project (tasks, published scores), and the user's cache."""
 
 import os
 from pathlib import Path
 
-__all__ = ["home", "tasks_root"]
+__all__ = ["home", "reported_root", "tasks_root"]
 
 
 def home() -> Path:
@@ -24,6 +24,17 @@ def tasks_root() -> Path:
 
     In a wheel they are `qwen_eval/_tasks`; in a checkout they are `tasks` beside the package.
     """
+    return _shipped("_tasks", "tasks")
+
+
+def reported_root() -> Path:
+    """Return the folder of the published scores.
+
+    In a wheel it is `qwen_eval/_reported`; in a checkout it is `results/reported` beside the package.
+    """
+    return _shipped("_reported", "results/reported")
+
+
+def _shipped(packaged: str, beside: str) -> Path:
     package = Path(__file__).resolve().parent
-    packaged = package / "_tasks"
-    return packaged if packaged.is_dir() else package.parent / "tasks"
+    return package / packaged if (package / packaged).is_dir() else package.parent / beside
