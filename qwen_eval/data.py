@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from qwen_eval.errors import DataError
-from qwen_eval.fetch import Unreachable, answers, fetch, host, pins
+from qwen_eval.fetch import Unreachable, answers, digest, fetch, host, pins
 from qwen_eval.paths import home
-from qwen_eval.readers import read_csv, read_json_lines, read_text
+from qwen_eval.readers import read_csv, read_json_examples, read_json_lines, read_text
 from qwen_eval.task import DatasetSpec, Row, SplitSpec
 
 __all__ = ["Dataset", "find_dataset", "fingerprint", "mini_folder", "present_folder"]
@@ -35,8 +35,9 @@ def fingerprint(rows: Iterable[Row]) -> str:
 class Dataset:
     """A dataset that was found. Splits are read when asked for; `origin` says in words where it comes from.
 
-    `load(split)` returns the normalised rows. `warnings` collects what a user must be told (another copy of
-    the data); `fingerprints` has one for every split read so far.
+    `load(split)` returns the normalised rows. `digests` are the SHA-256 of the official files. `warnings` collects what
+    a user must be told (another copy of the data); `fingerprints` has one for every split read so far, over its
+    required columns: a test split that comes with its answers is the same data.
     """
 
     spec: DatasetSpec
@@ -44,6 +45,7 @@ class Dataset:
     load: Callable[[str], list[dict[str, str]]]
     folder: Path | None = None
     mini: bool = False
+    digests: Mapping[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
     _splits: dict[str, Sequence[Row]] = field(default_factory=dict)
@@ -58,7 +60,9 @@ class Dataset:
                     f"{self.spec.name}, split {split}: expected {expected.rows:,} rows, found {len(rows):,} "
                     f"({self.origin}).\nNext: `python -m qwen_eval data fetch {self.spec.name}` gets the official ones."
                 )
-            self.fingerprints[split] = fingerprint(rows)
+            self.fingerprints[split] = fingerprint(
+                {name: value for name, value in row.items() if name not in expected.optional} for row in rows
+            )
             if not self.mini and self.fingerprints[split] != expected.fingerprint:
                 self.warnings.append(
                     f"{self.spec.name}, split {split}: these rows are not the official ones "
@@ -80,7 +84,13 @@ class Dataset:
                 f"({self.origin}).\nNext: put it beside the dataset's files, or choose a protocol that is rebuilt from "
                 f"data (`python -m qwen_eval tasks show {self.spec.name}`)."
             )
+        if not self.mini and file in self.digests and digest(self.folder / file) != self.digests[file]:
+            self._warn(f"{self.spec.name}: {self.folder / file} is not the official file; prompts differ.")
         return read_text(self.folder / file)
+
+    def _warn(self, line: str) -> None:
+        if line not in self.warnings:
+            self.warnings.append(line)
 
 
 # ---------------------------------------------------------------------------------------------------- finding a source
@@ -145,7 +155,8 @@ def mini_folder(spec: DatasetSpec, tasks: Path) -> Path | None:
 
 def found_in_folder(spec: DatasetSpec, folder: Path, tasks: Path) -> Dataset:
     """Return the dataset in `folder`, read file by file and counted against the pins."""
-    counts = {pin.path: pin.rows for pin in pins(spec, tasks)}
+    official = pins(spec, tasks)
+    counts = {pin.path: pin.rows for pin in official}
 
     def load(split: str) -> list[dict[str, str]]:
         parquet = sorted(folder.glob(_parquet(spec, split)))
@@ -159,7 +170,7 @@ def found_in_folder(spec: DatasetSpec, folder: Path, tasks: Path) -> Dataset:
             return _hub_rows(spec, split, found)
         return _read_split(spec, spec.splits[split], folder, spec.groups, counts)
 
-    return Dataset(spec, f"from {folder}", load, folder)
+    return Dataset(spec, f"from {folder}", load, folder, digests={pin.path: pin.sha256 for pin in official})
 
 
 def _in_mini(spec: DatasetSpec, folder: Path) -> Dataset:
@@ -188,7 +199,9 @@ def _read_split(
 def _read_file(path: Path, split: SplitSpec) -> list[dict[str, str]]:
     if path.suffix == ".jsonl":
         return read_json_lines(path, split.columns, values=split.values)
-    return read_csv(path, split.columns, header=split.header, values=split.values)
+    if path.suffix == ".json":
+        return read_json_examples(path, split.columns, values=split.values)
+    return read_csv(path, split.columns, header=split.header, optional=split.optional, values=split.values)
 
 
 def _fetched(spec: DatasetSpec, tasks: Path, tried: list[str], say: Callable[[str], None]) -> Dataset | None:

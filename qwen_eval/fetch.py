@@ -70,6 +70,10 @@ def fetch(spec: DatasetSpec, files: Sequence[Pin], *, say: Callable[[str], None]
         missing = [pin for pin in wanted if not _is_right(folder / pin.path, pin)]
         if not missing:
             return folder
+        if spec.archive:
+            _fetch_archive(spec, missing, folder)
+            say(f"{spec.name}: fetched {len(missing)} file(s) from {host(spec)} into {folder}")
+            return folder
         # The first file tells whether the source answers at all, before a progress bar is drawn.
         _fetch_file(spec, missing[0], folder)
         say(f"{spec.name}: fetching {len(missing)} file(s) from {host(spec)} into {folder}")
@@ -98,10 +102,28 @@ def _is_right(path: Path, pin: Pin) -> bool:
 
 
 def _fetch_file(spec: DatasetSpec, pin: Pin, folder: Path) -> None:
+    _keep(folder / pin.path, _download(spec, spec.url.format(path=pin.path), pin.sha256))
+
+
+def _fetch_archive(spec: DatasetSpec, files: Sequence[Pin], folder: Path) -> None:
+    """Get the zip file and keep the pinned files in it, wherever in the archive they lie."""
+    import io
+    import zipfile
+
+    with zipfile.ZipFile(io.BytesIO(_download(spec, spec.url, spec.archive))) as archive:
+        for pin in files:
+            members = [name for name in archive.namelist() if f"/{name}".endswith(f"/{pin.path}")]
+            content = archive.read(members[0]) if len(members) == 1 else b""
+            found = hashlib.sha256(content).hexdigest()
+            if found != pin.sha256:
+                raise DataError(f"{spec.url}, {pin.path}: expected SHA-256 {pin.sha256}, found {found}.")
+            _keep(folder / pin.path, content)
+
+
+def _download(spec: DatasetSpec, url: str, sha256: str) -> bytes:
     import urllib.error
     import urllib.request
 
-    url = spec.url.format(path=pin.path)
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
             content: bytes = response.read()
@@ -115,9 +137,12 @@ def _fetch_file(spec: DatasetSpec, pin: Pin, folder: Path) -> None:
             f"Next: fetch {spec.name} on a machine with network, and pass its folder with --data-dir."
         ) from None
     found = hashlib.sha256(content).hexdigest()
-    if found != pin.sha256:
-        raise DataError(f"{url}: expected SHA-256 {pin.sha256}, found {found}. Nothing was kept.")
-    target = folder / pin.path
+    if found != sha256:
+        raise DataError(f"{url}: expected SHA-256 {sha256}, found {found}. Nothing was kept.")
+    return content
+
+
+def _keep(target: Path, content: bytes) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     partial.write_bytes(content)

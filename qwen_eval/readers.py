@@ -13,7 +13,7 @@ from typing import Any
 
 from qwen_eval.errors import DataError
 
-__all__ = ["read_csv", "read_json_lines", "read_text"]
+__all__ = ["read_csv", "read_json_examples", "read_json_lines", "read_text"]
 
 Values = Mapping[str, Sequence[str]]
 
@@ -51,20 +51,50 @@ def _json_row(path: Path, number: int, line: str, columns: Sequence[str], values
         raise DataError(
             f"{path}, line {number}: expected a JSON object, found {_short(line)} ({error.msg}, column {error.colno})."
         ) from None
-    if not isinstance(found, dict):
-        raise DataError(f"{path}, line {number}: expected a JSON object, found {_short(line)}.")
-    for column in columns:
-        if not isinstance(found.get(column), str):
-            has = f"the fields {', '.join(found)}" if column not in found else f"{found[column]!r} in it"
-            raise DataError(f"{path}, line {number}: expected a text field {column!r}, found {has}.")
-    row = {column: found[column] for column in columns}
-    _check_values(path, number, row, values)
+    row = _text_fields(f"{path}, line {number}", found, columns)
+    _check_values(f"{path}, line {number}", row, values)
     return row
 
 
-def read_csv(path: Path, columns: Sequence[str], *, header: bool, values: Values | None = None) -> list[dict[str, str]]:
+def _text_fields(where: str, found: Any, columns: Sequence[str]) -> dict[str, str]:
+    if not isinstance(found, dict):
+        raise DataError(f"{where}: expected a JSON object, found {_short(str(found))}.")
+    for column in columns:
+        if not isinstance(found.get(column), str):
+            has = f"the fields {', '.join(found)}" if column not in found else f"{found[column]!r} in it"
+            raise DataError(f"{where}: expected a text field {column!r}, found {has}.")
+    return {column: found[column] for column in columns}
+
+
+def read_json_examples(path: Path, columns: Sequence[str], *, values: Values | None = None) -> list[dict[str, str]]:
+    """Return the objects under `examples` of a JSON file, reduced to `columns`, all of them text.
+
+    Raises DataError with the file, and the number of the example (from 0), for what is broken or missing.
+    """
+    try:
+        found: Any = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: expected JSON, found something else ({error.msg}).") from None
+    examples = found.get("examples") if isinstance(found, dict) else None
+    if not isinstance(examples, list):
+        raise DataError(f"{path}: expected a JSON object with a list called 'examples', found none.")
+    rows = [_text_fields(f"{path}, example {number}", example, columns) for number, example in enumerate(examples)]
+    for number, row in enumerate(rows):
+        _check_values(f"{path}, example {number}", row, values or {})
+    return rows
+
+
+def read_csv(
+    path: Path,
+    columns: Sequence[str],
+    *,
+    header: bool | Sequence[str],
+    optional: Sequence[str] = (),
+    values: Values | None = None,
+) -> list[dict[str, str]]:
     """Return the rows of a CSV file as text: `None`, `NA`, `1e5` and CRLF inside quotes stay what they are.
 
+    `header` says whether the first line names the columns, or how the file spells them; `optional` columns may follow.
     Raises DataError with file and line for a wrong header, a wrong number of cells, or an unclosed quote.
     """
     lines = io.StringIO(read_text(path), newline="")
@@ -72,9 +102,12 @@ def read_csv(path: Path, columns: Sequence[str], *, header: bool, values: Values
     rows: list[dict[str, str]] = []
     try:
         if header:
-            found = next(reader, [])
-            if tuple(found) != tuple(columns):
-                raise DataError(f"{path}, line 1: expected the columns {','.join(columns)}, found {','.join(found)}.")
+            expected = tuple(columns) if isinstance(header, bool) else tuple(header)
+            found = tuple(next(reader, []))
+            if optional and found == (*expected, *optional):
+                columns = (*columns, *optional)
+            elif found != expected:
+                raise DataError(f"{path}, line 1: expected the columns {','.join(expected)}, found {','.join(found)}.")
         for cells in reader:
             if len(cells) != len(columns):
                 raise DataError(
@@ -82,19 +115,18 @@ def read_csv(path: Path, columns: Sequence[str], *, header: bool, values: Values
                     f"found {len(cells)}: {_short(','.join(cells))}."
                 )
             row = dict(zip(columns, cells, strict=True))
-            _check_values(path, reader.line_num, row, values or {})
+            _check_values(f"{path}, line {reader.line_num}", row, values or {})
             rows.append(row)
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: expected CSV, found something else ({error}).") from None
     return rows
 
 
-def _check_values(path: Path, number: int, row: Mapping[str, str], values: Values) -> None:
+def _check_values(where: str, row: Mapping[str, str], values: Values) -> None:
     for column, allowed in values.items():
-        if row[column] not in allowed:
+        if column in row and row[column] not in allowed:
             raise DataError(
-                f"{path}, line {number}: expected one of {', '.join(allowed)} in column {column!r}, "
-                f"found {_short(row[column])}."
+                f"{where}: expected one of {', '.join(allowed)} in column {column!r}, found {_short(row[column])}."
             )
 
 

@@ -3,6 +3,7 @@
     manifest.json   what was run, written first, atomically
     answers.jsonl   append-only, one line a request, checksummed. The only file that cannot be rebuilt
     records.jsonl   one line a sample: gold, outputs, the verdict of every rule; derived, in sample order
+    submission.json what a leaderboard takes, for a whole run of a split whose answers it keeps; derived
     metrics.json    derived, sorted, no clock in it: the same bytes for the same outputs; written last
     timing.json     what a clock or the machine decides, one entry a session
 
@@ -150,9 +151,13 @@ class RunFolder:
             ) from None
         self.answers |= {(answer.sample, answer.turn): answer for answer in stored}
 
-    def write_derived(self, records: Iterable[dict[str, Any]], metrics: Mapping[str, Any]) -> None:
-        """Write records.jsonl and, last, metrics.json."""
+    def write_derived(
+        self, records: Iterable[dict[str, Any]], metrics: Mapping[str, Any], *, submission: object | None = None
+    ) -> None:
+        """Write records.jsonl, the leaderboard's submission.json where there is one, and, last, metrics.json."""
         write_text(self.path / "records.jsonl", "".join(sealed(record) for record in records))
+        if submission is not None:
+            write_json(self.path / "submission.json", submission)
         write_json(self.path / "metrics.json", metrics)
 
     def add_timing(self, session: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ the run folder already holds is replayed from there, so nothing that was answere
 import math
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from qwen_eval.data import Dataset
 from qwen_eval.errors import Interrupted, StoreError, UsageError
 from qwen_eval.models.base import Model
 from qwen_eval.results import RunFolder, StoredAnswer, checksum, request_hash
-from qwen_eval.scoring import metrics, record
+from qwen_eval.scoring import metrics, record, submission
 from qwen_eval.task import Answer, Choose, Dialogue, Failed, Generate, Protocol, Request, Sample, Task
 
 __all__ = ["Plan", "Stop", "make_plan", "run", "stop_on_signal"]
@@ -33,6 +34,7 @@ class Plan:
 
     task: Task
     protocol: Protocol
+    split: str
     shots: int
     dataset: Dataset
     samples: Sequence[Sample]
@@ -43,13 +45,14 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The spelling in tables: `gsm8k@qwen`, with ` (mini)` for the small shipped set."""
+        """The spelling in messages: `gsm8k@qwen`, with ` (mini)` for the small shipped set."""
         return f"{self.task.name}@{self.protocol.name}{' (mini)' if self.dataset.mini else ''}"
 
     @property
     def folder(self) -> str:
-        """The spelling in folder names."""
-        return f"{self.task.name}@{self.protocol.name}{'-mini' if self.dataset.mini else ''}"
+        """The spelling in folder names: with the split where it is not the task's default."""
+        split = "" if self.split == self.task.splits[0] else f"-{self.split}"
+        return f"{self.task.name}@{self.protocol.name}{split}{'-mini' if self.dataset.mini else ''}"
 
     def first_requests(self) -> Iterator[tuple[Sample, Request]]:
         """Yield every planned sample with its first request."""
@@ -62,7 +65,7 @@ class Plan:
             "task": self.task.name,
             "protocol": self.protocol.name,
             "rule": self.protocol.rule,
-            "split": self.protocol.split,
+            "split": self.split,
             "shots": self.shots,
             "samples": len(self.samples),
             "mini": self.dataset.mini,
@@ -77,15 +80,20 @@ def make_plan(
     protocol: Protocol,
     dataset: Dataset,
     *,
+    split: str | None = None,
     shots: int | None = None,
     limit: int | float | None = None,
     published_truncation: bool = False,
 ) -> Plan:
-    """Read the data, build every prompt, choose the samples. Raises UsageError for shots the prompt is not defined for.
+    """Read the data, build every prompt, choose the samples. Raises UsageError for a split or shots that do not exist.
 
     `limit` is a number of samples, or a share of them when it is a float. Where samples have groups (subjects), a limit
-    takes them in turn, so that a part of a run is spread over all subjects; a larger limit always contains a smaller.
+    spreads over them: in equal numbers where the score is a mean over groups, in proportion to their sizes where it is
+    one over items. A larger limit always contains a smaller.
     """
+    split = split or task.splits[0]
+    if split not in task.splits:
+        raise UsageError(f"--split {split}: {task.name} is evaluated on {' or '.join(task.splits)}.")
     count = protocol.shots if shots is None else shots
     if count not in protocol.shots_allowed:
         allowed = protocol.shots_allowed
@@ -93,7 +101,7 @@ def make_plan(
             f"--shots {count}: {task.name}@{protocol.name} is defined for "
             f"{allowed.start if len(allowed) == 1 else f'{allowed.start} to {allowed.stop - 1}'} exemplars."
         )
-    samples = task.samples(dataset, protocol.split)
+    samples = task.samples(dataset, split)
     build = protocol.build(dataset, count)
     cut = protocol.cut if published_truncation else None
 
@@ -104,11 +112,12 @@ def make_plan(
         return one_turn(replace(asked, cut=cut) if cut and isinstance(asked, Generate | Choose) else asked)
 
     prompts = checksum([[sample.id, request_hash(next(ask(sample)))] for sample in samples])
-    chosen = _spread(samples)[: _limited(len(samples), limit)]
+    chosen = _spread(samples, proportional=protocol.average == "micro")[: _limited(len(samples), limit)]
     order = {sample.id: index for index, sample in enumerate(samples)}
     return Plan(
         task=task,
         protocol=protocol,
+        split=split,
         shots=count,
         dataset=dataset,
         samples=sorted(chosen, key=lambda sample: order[sample.id]),
@@ -131,12 +140,13 @@ def _limited(total: int, limit: int | float | None) -> int:
     return min(total, limit if isinstance(limit, int) else math.ceil(limit * total))
 
 
-def _spread(samples: Sequence[Sample]) -> list[Sample]:
-    """Take the first of every group, then the second of every group, and so on."""
-    seen: dict[str, int] = {}
+def _spread(samples: Sequence[Sample], *, proportional: bool) -> list[Sample]:
+    """Order samples so that any beginning is spread over the groups, equally or in proportion to their sizes."""
+    sizes = Counter(sample.group for sample in samples)
+    seen: Counter[str] = Counter()
     rank = []
     for sample in samples:
-        rank.append(seen.setdefault(sample.group, 0))
+        rank.append((seen[sample.group] + 0.5) / sizes[sample.group] if proportional else seen[sample.group])
         seen[sample.group] += 1
     return [sample for _, sample in sorted(zip(rank, samples, strict=True), key=lambda pair: pair[0])]
 
@@ -292,5 +302,7 @@ def run(
         **metrics(plan.task, plan.protocol, records, errors=len(session.failures)),
         "failures": session.failures,
     }
-    folder.write_derived(records, result)
+    whole = plan.split == "test" and len(records) == plan.total
+    form = submission(plan.task, plan.protocol, records) if whole else None
+    folder.write_derived(records, result, submission=form)
     return result

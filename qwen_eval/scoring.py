@@ -5,10 +5,10 @@ from dataclasses import asdict
 from typing import Any
 
 from qwen_eval.scorers.choice import most_likely
-from qwen_eval.stats import wilson
+from qwen_eval.stats import effective_size, wilson
 from qwen_eval.task import Answer, Chosen, Generated, Protocol, Sample, Task, Verdict
 
-__all__ = ["metrics", "record", "rules_of", "verdicts"]
+__all__ = ["metrics", "record", "rules_of", "submission", "verdicts"]
 
 
 def rules_of(task: Task, protocol: Protocol) -> list[str]:
@@ -46,45 +46,71 @@ def record(
 def metrics(task: Task, protocol: Protocol, records: Sequence[Mapping[str, Any]], *, errors: int) -> dict[str, Any]:
     """Return the aggregate of a run's records: score of every rule with its 95 % interval, counts, groups, categories.
 
-    Scores are fractions. Where a sample ended in an error there is no score at all, only counts: what is left is
-    another set of samples.
+    Scores are fractions; the protocol says whether they are means over items (micro) or over groups (macro), and the
+    other one of the whole stands beside it. Where a sample ended in an error, or its gold is not known, there is no
+    score at all, only counts: what is left is another set of samples.
     """
-    headline = protocol.rule
+    ungraded = sum(not each["target"] for each in records)
+    withheld = bool(errors or ungraded)
 
-    def proportion(records: Sequence[Mapping[str, Any]], rule: str) -> dict[str, Any]:
-        part = _proportion(records, rule)
-        return part | {"score": None, "low": None, "high": None} if errors else part
+    def part(members: Sequence[Mapping[str, Any]], rule: str, average: str) -> dict[str, Any]:
+        found = _macro(members, rule) if average == "macro" else _micro(members, rule)
+        return found | {"score": None, "low": None, "high": None} if withheld else found
 
-    rules = {rule: proportion(records, rule) for rule in rules_of(task, protocol) if records}
-    groups = {group: proportion(members, headline) for group, members in _by_group(records).items() if group}
-    categories = {
-        category: proportion([each for each in records if each["group"] in subjects], headline)
-        for category, subjects in task.categories.items()
-        if any(each["group"] in subjects for each in records)
-    }
-    macro = sum(group["score"] for group in groups.values()) / len(groups) if groups and not errors else None
-    score = macro if task.average == "macro" else rules[headline]["score"] if records else None
+    headline, average = protocol.rule, protocol.average
+    rules = {rule: part(records, rule, average) for rule in rules_of(task, protocol) if records}
+    whole = rules.get(headline, {"score": None, "low": None, "high": None})
     return {
         "rule": headline,
-        "score": score,
-        "average": task.average,
-        "macro": macro,
+        "score": whole["score"],
+        "low": whole["low"],
+        "high": whole["high"],
+        "average": average,
+        "micro": part(records, headline, "micro") if records else None,
+        "macro": part(records, headline, "macro") if any(each["group"] for each in records) else None,
         "n": len(records),
         "errors": errors,
+        "ungraded": ungraded,
+        "bad_golds": sum(each["doc_id"] in task.bad_golds for each in records),
         "unparsed": sum(each["verdicts"][headline]["extracted"] is None for each in records),
         "truncated": sum(_finish(each) == "length" for each in records),
         "empty": sum(_is_empty(each) for each in records),
         "cut": sum(any(output.get("cut_tokens") for output in each["outputs"]) for each in records),
         "rules": rules,
-        "groups": groups,
-        "categories": categories,
+        "groups": {group: part(members, headline, "micro") for group, members in _by_group(records).items() if group},
+        "categories": {
+            category: part(members, headline, average)
+            for category, subjects in task.categories.items()
+            if (members := [each for each in records if each["group"] in subjects])
+        },
     }
 
 
-def _proportion(records: Sequence[Mapping[str, Any]], rule: str) -> dict[str, Any]:
-    correct = sum(each["verdicts"][rule]["correct"] for each in records)
-    low, high = wilson(correct, len(records))
-    return {"correct": correct, "n": len(records), "score": correct / len(records), "low": low, "high": high}
+def submission(task: Task, protocol: Protocol, records: Sequence[Mapping[str, Any]]) -> object | None:
+    """Return what a leaderboard takes, None for a task without one."""
+    if task.submission is None:
+        return None
+    return task.submission({each["doc_id"]: each["verdicts"][protocol.rule]["extracted"] for each in records})
+
+
+def _micro(records: Sequence[Mapping[str, Any]], rule: str) -> dict[str, Any]:
+    """The mean over items."""
+    correct = _correct(records, rule)
+    score = correct / len(records)
+    low, high = wilson(score, len(records))
+    return {"correct": correct, "n": len(records), "score": score, "low": low, "high": high}
+
+
+def _macro(records: Sequence[Mapping[str, Any]], rule: str) -> dict[str, Any]:
+    """The unweighted mean over groups."""
+    groups = list(_by_group(records).values())
+    score = sum(_correct(members, rule) / len(members) for members in groups) / len(groups)
+    low, high = wilson(score, effective_size([len(members) for members in groups]))
+    return {"correct": _correct(records, rule), "n": len(records), "score": score, "low": low, "high": high}
+
+
+def _correct(records: Sequence[Mapping[str, Any]], rule: str) -> int:
+    return sum(each["verdicts"][rule]["correct"] for each in records)
 
 
 def _by_group(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

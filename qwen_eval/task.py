@@ -185,15 +185,18 @@ class SplitSpec:
     """The files of one split.
 
     `file` is a path inside the dataset's folder; a `{group}` in it stands for each of the dataset's groups.
-    `columns` are the names of the row's fields; a CSV with `header` must carry exactly these, one without is read
-    by position. `fingerprint` is the pin of the normalised rows (`data.fingerprint`). `values` restricts a column.
+    `columns` are the names of the row's fields. A CSV's first line must carry exactly these, or those of `header` where
+    the file spells them otherwise; with `header` False it has none. `optional` columns may follow them.
+    `fingerprint` is the pin of the normalised rows without optional columns (`data.fingerprint`). `values` restricts a
+    column.
     """
 
     file: str
     columns: tuple[str, ...]
     rows: int
     fingerprint: str
-    header: bool = True
+    header: bool | tuple[str, ...] = True
+    optional: tuple[str, ...] = ()
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -215,7 +218,8 @@ class DatasetSpec:
     """Where a dataset comes from, and what it must look like.
 
     `folders` are the places inside a data folder where it may lie (the first is this project's own layout).
-    `url` is the pinned public source of one file, with `{path}` for the path inside the dataset's folder.
+    `url` is the pinned public source of one file, with `{path}` for the path inside the dataset's folder; where
+    `archive` is given (the SHA-256 of its bytes) it is that of a zip file with all of them.
     `texts` are few-shot texts that some protocols read; they are derived files without a public address.
     `groups` are the subjects, each a file of its own; `mini_groups` those of the small set in `tasks/_mini`.
     """
@@ -226,6 +230,7 @@ class DatasetSpec:
     url: str
     splits: Mapping[str, SplitSpec]
     folders: tuple[str, ...]
+    archive: str = ""
     hub: Hub | None = None
     groups: tuple[str, ...] = ()
     mini_groups: tuple[str, ...] = ()
@@ -253,7 +258,8 @@ class Protocol:
     """A named way to run a task: prompt, shots, decoding, headline rule.
 
     `build(dataset, shots)` returns the function from a sample to its request (or its dialogue).
-    `rule` is the headline; "choice" means the option with the highest log-probability.
+    `rule` is the headline; "choice" means the option with the highest log-probability. `average` says what the score
+    is: "micro" over samples or "macro", the unweighted mean over groups.
     `shots_allowed` are the numbers of exemplars the prompt is defined for.
     `cut` is the published left cut, applied on request only.
     """
@@ -265,7 +271,7 @@ class Protocol:
     rule: str
     build: Callable[[Rows, int], Callable[[Sample], Request | Dialogue]]
     about: str
-    split: str = "test"
+    average: Literal["micro", "macro"] = "micro"
     cut: LeftCut | None = None
 
 
@@ -273,9 +279,11 @@ class Protocol:
 class Task:
     """One benchmark. The first protocol is the default for base models, the second for chat models.
 
-    `samples(dataset, split)` lists the samples of a split in file order. `letters` name the options of a
-    multiple-choice task. `categories` gathers groups (subjects) under headings, in the order of the tables.
-    `average` says what the headline is: "micro" over samples or "macro", the unweighted mean over groups.
+    `samples(dataset, split)` lists the samples of a split in file order; a gold of "" means that it is not known.
+    `splits` are those that can be evaluated, the default first. `letters` name the options of a multiple-choice task.
+    `categories` gathers groups (subjects) under headings, in the order of the tables; they may overlap.
+    `bad_golds` are the ids of samples whose gold is known to be wrong. `submission` turns what was extracted, by sample
+    id, into the form that a leaderboard takes; it is written for a whole run of the split "test".
     """
 
     name: str
@@ -286,5 +294,7 @@ class Task:
     protocols: tuple[Protocol, ...]
     rules: Mapping[str, Rule]
     letters: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ("test",)
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    average: Literal["micro", "macro"] = "micro"
+    bad_golds: tuple[str, ...] = ()
+    submission: Callable[[Mapping[str, str | None]], object] | None = None

@@ -4,29 +4,17 @@ A row has a question, four options and the letter of the right one:
 
     question  What is the order of Z_6?    A 1    B 2    C 3    D 6    answer  D
 
-Five protocols (prompts as published; EVALUATION.md says by whom). Base protocols compare the log-probabilities of the
-letters; chat protocols generate and read a letter from the reply (`qwen_eval/scorers/choice.py`). Exemplars are the
-first five dev rows of the subject. Score: accuracy over all 14,042 test items (micro average); the unweighted mean
-over subjects stands beside it.
+Five protocols (prompts as published; EVALUATION.md says by whom), built by `qwen_eval/multiple_choice.py`. Score:
+accuracy over all 14,042 test items (micro average) in Qwen's protocols and lm-eval's, the unweighted mean over subjects
+in OpenCompass'; the other one stands beside it.
 """
 
 from collections.abc import Callable
 
-from qwen_eval import prompts
+from qwen_eval import multiple_choice, prompts
+from qwen_eval.multiple_choice import SPACED
 from qwen_eval.scorers import choice
-from qwen_eval.task import (
-    Choose,
-    DatasetSpec,
-    Generate,
-    Hub,
-    LeftCut,
-    Protocol,
-    Row,
-    Rows,
-    Sample,
-    SplitSpec,
-    Task,
-)
+from qwen_eval.task import DatasetSpec, Hub, LeftCut, Row, SplitSpec, Task
 
 # Qwen's grouping: anatomy is counted in STEM.
 CATEGORIES = {
@@ -93,53 +81,14 @@ DATA = DatasetSpec(
 )
 
 
-def samples(dataset: Rows, split: str) -> list[Sample]:
-    """Every row is a sample; its id is `subject/split/row`, its gold the letter."""
-    return [
-        Sample(f"{row['group']}/{split}/{row['row']}", row, row["answer"], row["group"]) for row in dataset.rows(split)
-    ]
-
-
-def exemplars(dataset: Rows, shots: int) -> dict[str, list[Row]]:
-    """The first dev rows of every subject."""
-    shown: dict[str, list[Row]] = {}
-    if shots:
-        for row in dataset.rows("dev"):
-            rows = shown.setdefault(row["group"], [])
-            if len(rows) < shots:
-                rows.append(row)
-    return shown
-
-
-def subject(name: str) -> str:
-    """The subject's name in a prompt: spaces for underscores."""
-    return name.replace("_", " ")
-
-
 # -------------------------------------------------------------------------------------------------------------- prompts
 
-# The option tokens: after "Answer:" the natural continuation is the *spaced* letter. " A" and "A" are different tokens.
-SPACED = tuple(f" {letter}" for letter in prompts.LETTERS)
 
-
-def choose_after_exemplars(
-    header: str, item: Callable[[Row], str]
-) -> Callable[[Rows, int], Callable[[Sample], Choose]]:
-    """Header once, then dev rows with their letter, then the item: three protocols differ only in header and item."""
-
-    def build(dataset: Rows, shots: int) -> Callable[[Sample], Choose]:
-        shown = {
-            group: "".join(f"{item(row)} {row['answer']}\n\n" for row in rows)
-            for group, rows in exemplars(dataset, shots).items()
-        }
-
-        def request(sample: Sample) -> Choose:
-            start = header.format(subject=subject(sample.group)) + shown.get(sample.group, "")
-            return Choose(prompt=start + item(sample.row), options=SPACED)
-
-        return request
-
-    return build
+def header(spaces: str) -> Callable[[str], str]:
+    """The line that stands once at the top: between "about" and the subject are one or two spaces, as published."""
+    return lambda subject: (
+        f"The following are multiple choice questions (with answers) about{spaces}{subject.replace('_', ' ')}.\n\n"
+    )
 
 
 def qwen_item(row: Row) -> str:
@@ -157,34 +106,20 @@ def lm_eval_item(row: Row) -> str:
     return f"{row['question'].strip()}\n{prompts.lettered(row)}\nAnswer:"
 
 
-def qwen_chat(dataset: Rows, shots: int) -> Callable[[Sample], Generate]:
-    """Qwen's 0-shot chat prompt."""
-    instruction = (
+def chat_item(row: Row) -> str:
+    """The user turn of Qwen's 0-shot chat prompt."""
+    return (
         "The following is a multiple-choice question. Please choose the most suitable one among A, B, C and D "
-        "as the answer to this question."
-    )
-    return lambda sample: Generate(
-        prompt=prompts.chat(f"{instruction}\n\n{sample.row['question']}\n{prompts.lettered(sample.row)}\n")
+        f"as the answer to this question.\n\n{row['question']}\n{prompts.lettered(row)}\n"
     )
 
 
-def opencompass_chat(dataset: Rows, shots: int) -> Callable[[Sample], Generate]:
-    """OpenCompass `mmlu_gen_a484b3`: every exemplar a round; the test turn has its own, shorter labels."""
-    shown = exemplars(dataset, shots)
-
-    def request(sample: Sample) -> Generate:
-        hint = (
-            f"There is a single choice question about {subject(sample.group)}. "
-            "Answer the question by replying A, B, C or D."
-        )
-        rounds = [
-            (f"{hint}\nQuestion: {row['question']}\n{prompts.lettered(row)}\nAnswer: ", f"{row['answer']}\n")
-            for row in shown.get(sample.group, ())
-        ]
-        asked = f"{hint}\nQ: {sample.row['question']}\n{prompts.lettered(sample.row)}\nA: "
-        return Generate(prompt=prompts.opencompass_chat(rounds, asked))
-
-    return request
+def hint(row: Row) -> str:
+    """The first line of OpenCompass' user turns."""
+    return (
+        f"There is a single choice question about {row['group'].replace('_', ' ')}. "
+        "Answer the question by replying A, B, C or D.\n"
+    )
 
 
 TASK = Task(
@@ -192,70 +127,34 @@ TASK = Task(
     title="MMLU",
     paper="https://arxiv.org/abs/2009.03300",
     data=DATA,
-    samples=samples,
+    samples=multiple_choice.samples,
     letters=prompts.LETTERS,
     categories=CATEGORIES,
-    rules={
-        "qwen-chat": lambda output, sample: choice.qwen_mmlu(
-            output, sample.gold, {letter: sample.row[letter] for letter in prompts.LETTERS}
+    rules=multiple_choice.lettered_rules(choice.qwen_mmlu),
+    protocols=multiple_choice.protocols(
+        average="micro",
+        qwen=(
+            multiple_choice.choose(qwen_item, options=SPACED, header=header(" ")),
+            "Qwen's base script: log-probability of ' A' … ' D'",
         ),
-        "first-capital": lambda output, sample: choice.first_capital(output, sample.gold),
-    },
-    protocols=(
-        Protocol(
-            name="qwen",
-            chat=False,
-            shots=5,
-            shots_allowed=range(6),
-            rule="choice",
-            build=choose_after_exemplars(
-                "The following are multiple choice questions (with answers) about {subject}.\n\n", qwen_item
+        qwen_cut=LeftCut(over=2048, keep=2047),
+        qwen_chat=(multiple_choice.chat(chat_item), "Qwen's chat script: generation, six-step extraction"),
+        opencompass=(
+            multiple_choice.choose(opencompass_item, options=SPACED, header=header("  ")),
+            "OpenCompass mmlu_ppl_ac766d: log-probability of the letters",
+        ),
+        opencompass_chat=(
+            multiple_choice.rounds(
+                lambda row: f"{hint(row)}Question: {row['question']}\n{prompts.lettered(row)}\nAnswer: ",
+                lambda row: f"{row['answer']}\n",
+                # The test turn has its own, shorter labels.
+                asked=lambda row: f"{hint(row)}Q: {row['question']}\n{prompts.lettered(row)}\nA: ",
             ),
-            about="Qwen's base script: log-probability of ' A' … ' D'",
-            cut=LeftCut(over=2048, keep=2047),
+            "OpenCompass mmlu_gen_a484b3: five rounds, first upper-case character",
         ),
-        Protocol(
-            name="qwen-chat",
-            chat=True,
-            shots=0,
-            shots_allowed=range(1),
-            rule="qwen-chat",
-            build=qwen_chat,
-            about="Qwen's chat script: generation, six-step extraction",
-        ),
-        Protocol(
-            name="opencompass",
-            chat=False,
-            shots=5,
-            shots_allowed=range(6),
-            rule="choice",
-            build=choose_after_exemplars(
-                # Two spaces before the subject, as published.
-                "The following are multiple choice questions (with answers) about  {subject}.\n\n",
-                opencompass_item,
-            ),
-            about="OpenCompass mmlu_ppl_ac766d: log-probability of the letters",
-        ),
-        Protocol(
-            name="opencompass-chat",
-            chat=True,
-            shots=5,
-            shots_allowed=range(6),
-            rule="first-capital",
-            build=opencompass_chat,
-            about="OpenCompass mmlu_gen_a484b3: five rounds, first upper-case character",
-            cut=LeftCut(over=1536, keep=1536),
-        ),
-        Protocol(
-            name="lm-eval",
-            chat=False,
-            shots=5,
-            shots_allowed=range(6),
-            rule="choice",
-            build=choose_after_exemplars(
-                "The following are multiple choice questions (with answers) about {subject}.\n\n", lm_eval_item
-            ),
-            about="lm-evaluation-harness mmlu: log-probability of ' A' … ' D'",
+        lm_eval=(
+            multiple_choice.choose(lm_eval_item, options=SPACED, header=header(" ")),
+            "lm-evaluation-harness mmlu: log-probability of ' A' … ' D'",
         ),
     ),
 )

@@ -67,7 +67,9 @@ def test_every_table_format(cli: Cli, chat_model: str, form: str) -> None:
         assert metrics["n"] == 4
         assert metrics["mini"] is True
     elif form == "csv":
-        assert out.startswith("model,task,shots,part,name,rule,correct,n,score,low,high,headline,unparsed")
+        assert out.startswith(
+            "model,task,split,shots,average,part,name,rule,correct,n,score,low,high,headline,unparsed"
+        )
     else:
         assert {"md": "| mmlu@qwen (mini)", "latex": "\\begin{tabular}"}[form] in out
 

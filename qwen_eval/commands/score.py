@@ -136,7 +136,7 @@ class _Samples:
         self.entry = entry
         self.data_dir = data_dir
         self.known: dict[str, Sample] = {}
-        self.unread = list(entry.task.data.splits) if len(entry.task.data.groups) else [entry.task.protocols[0].split]
+        self.unread = list(entry.task.data.splits if entry.task.letters else entry.task.splits)
         self.dataset: Dataset | None = None
 
     def of(self, row: dict[str, Any], where: str) -> Sample:
@@ -155,8 +155,12 @@ class _Samples:
         if identifier not in self.known:
             origin = self.dataset.origin if self.dataset else ""
             raise DataError(f"{where}: id '{identifier}' is no sample of {self.entry.task.name} ({origin}).")
-        sample = self.known[identifier]
-        return sample if gold is None else replace(sample, gold=str(gold))
+        sample = self.known[identifier] if gold is None else replace(self.known[identifier], gold=str(gold))
+        if not sample.gold:
+            raise DataError(
+                f"{where}: the answer of '{identifier}' is not in this copy of the data; give it as \"gold\"."
+            )
+        return sample
 
     def _read(self, split: str) -> None:
         if self.dataset is None:

@@ -32,7 +32,7 @@ def tasks(ctx: click.Context, data_dir: Path | None, include_path: Sequence[Path
     for name in files:
         entry = registry.load(name, files)
         task = entry.task
-        items = task.data.splits[task.protocols[0].split].rows
+        items = task.data.splits[task.splits[0]].rows
         names = ", ".join(protocol.name for protocol in task.protocols)
         click.echo(f"{name:<14}{task.title}, {items:,} items, {task.data.licence}, {task.paper}")
         click.echo(f"{'':<14}protocols  {names}")

@@ -17,9 +17,9 @@ _TABULATE = {"text": "simple", "md": "github", "latex": "latex_booktabs"}
 def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: str = "category") -> str:
     """Return the tables of one or more finished runs.
 
-    First one line a run with its headline rule; then every other rule over the same outputs; then, as `by` says,
-    categories or subjects. Scores are percentages with their 95 % Wilson interval. `csv` is one long table, `json` the
-    metrics themselves.
+    First one line a run with its headline rule; then every rule over the same outputs; then, as `by` says, categories
+    or subjects; last, how many golds are known to be wrong. Scores are percentages with their 95 % Wilson interval.
+    `csv` is one long table, `json` the metrics themselves.
     """
     if format == "json":
         return json.dumps(list(metrics), ensure_ascii=False, indent=1, sort_keys=True)
@@ -38,6 +38,12 @@ def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: s
         parts.append(draw(rules, format))
     for each in metrics:
         parts += _parts_of(each, format, by)
+    if format != "latex":
+        parts += [
+            f"{_name(each)}: {each['bad_golds']} of the {each['n']:,} golds are known to be wrong (EVALUATION.md)."
+            for each in metrics
+            if each["bad_golds"]
+        ]
     return "\n\n".join(parts)
 
 
@@ -75,15 +81,15 @@ def _interval(part: Mapping[str, Any]) -> str:
 
 
 def _headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    part = metrics["rules"].get(metrics["rule"])
     return {
         "Task": _name(metrics),
         "Model": metrics["model"]["name"],
+        "Split": metrics["split"],
         "Shots": metrics["shots"],
         "n": metrics["n"],
         "Rule": metrics["rule"],
         "Score": _percent(metrics["score"]),
-        "95 % interval": _interval(part) if part else "-",
+        "95 % interval": _interval(metrics),
         "Unparsed": metrics["unparsed"],
         "Truncated": metrics["truncated"],
         "Empty": metrics["empty"],
@@ -106,8 +112,8 @@ def _parts_of(metrics: Mapping[str, Any], format: str, by: str) -> list[str]:
     if not key or not metrics[key]:
         return []
     rows = [_part(metrics, name, label, part) for name, part in metrics[key].items()]
-    mean = {"Task": _name(metrics), label: "Mean over subjects (macro)", "n": metrics["n"]}
-    rows.append({**mean, "Score": _percent(metrics["macro"]), "95 % interval": "-"})
+    rows.append(_part(metrics, "Mean over subjects (macro)", label, metrics["macro"]))
+    rows.append(_part(metrics, "Mean over items (micro)", label, metrics["micro"]))
     return [draw(rows, format)]
 
 
@@ -115,7 +121,13 @@ def _long(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One line a number: what it is a score of, by which rule, with counts and interval, as fractions."""
     rows = []
     for each in metrics:
-        common = {"model": each["model"]["name"], "task": _name(each), "shots": each["shots"]}
+        common = {
+            "model": each["model"]["name"],
+            "task": _name(each),
+            "split": each["split"],
+            "shots": each["shots"],
+            "average": each["average"],
+        }
         counts = {name: each[name] for name in ("unparsed", "truncated", "empty", "errors")}
         nothing = {"correct": 0, "n": 0, "score": None, "low": None, "high": None}
         for rule, part in (each["rules"] or {each["rule"]: nothing}).items():

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Final
 
+from qwen_eval.scorers.text import CHAT_ENDS, cut
 from qwen_eval.task import Verdict
 
 __all__ = [
@@ -31,7 +32,6 @@ __all__ = [
 
 Number = int | float
 
-_CHAT_ENDS: Final = ("<|im_end|>", "<|im_start|>", "<|endoftext|>")
 _LM_EVAL_ENDS: Final = ("</s>", "<|im_end|>")
 
 
@@ -41,7 +41,7 @@ def qwen(output: str, gold: str) -> Verdict:
     The digit class is Unicode: full-width digits match and then fail to evaluate, which makes the item invalid.
     The gold is the first `#### (-?[0-9.,]+)` without commas; negative golds are out of reach.
     """
-    output = _cut(output, "<|endoftext|>", "\n\n\n", "\n\n", "Question:")
+    output = cut(output, "<|endoftext|>", "\n\n\n", "\n\n", "Question:")
     runs = re.findall(r"\d+", output)
     said = _evaluate(runs[-1]) if runs else None
     reference = re.search(r"#### (-?[0-9.,]+)", _with_mark(gold))
@@ -54,7 +54,7 @@ def qwen_chat(output: str, gold: str) -> Verdict:
 
     Both sides go through the same pattern; equal within 1e-4. `007` cannot be evaluated and is wrong.
     """
-    said = _last_signed_number(_cut(output, *_CHAT_ENDS).strip())
+    said = _last_signed_number(cut(output, *CHAT_ENDS).strip())
     wanted = _last_signed_number(gold)
     correct = said is not None and wanted is not None and _is_close(_evaluate(wanted), _evaluate(said))
     return Verdict(correct, said)
@@ -66,7 +66,7 @@ def opencompass_2023(output: str, gold: str) -> Verdict:
     The output ends at the first blank line. Line breaks do not separate words, so numbers on lines of their own run
     together; `12.50` reads as 1250. The gold is what follows `#### `, without commas; equality of strings.
     """
-    words = _cut(output, "\n\n").split(" ")
+    words = cut(output, "\n\n").split(" ")
     word = next((word for word in reversed(words) if any(map(str.isdigit, word))), "")
     said = "".join(filter(str.isdigit, word))
     return Verdict(said == _opencompass_gold(gold), said or None)
@@ -74,7 +74,7 @@ def opencompass_2023(output: str, gold: str) -> Verdict:
 
 def opencompass_2024(output: str, gold: str) -> Verdict:
     """OpenCompass, 2024: the last `-?\\d+(\\.\\d+)?` before an invented `Question:`; equal within 1e-6."""
-    numbers = re.findall(r"-?\d+\.\d+|-?\d+", _cut(output, "Question:"))
+    numbers = re.findall(r"-?\d+\.\d+|-?\d+", cut(output, "Question:"))
     said = numbers[-1] if numbers else None
     wanted = _opencompass_gold(gold)
     if said is None or wanted is None:
@@ -88,12 +88,12 @@ def opencompass_2024(output: str, gold: str) -> Verdict:
 
 def lm_eval_strict(output: str, gold: str) -> Verdict:
     """lm-evaluation-harness `gsm8k`, strict-match: the first `#### (-?[0-9.,]+)`."""
-    return _lm_eval(r"#### (\-?[0-9\.\,]+)", 0, _cut(output, "Question:", *_LM_EVAL_ENDS), gold)
+    return _lm_eval(r"#### (\-?[0-9\.\,]+)", 0, cut(output, "Question:", *_LM_EVAL_ENDS), gold)
 
 
 def lm_eval_flexible(output: str, gold: str) -> Verdict:
     """lm-evaluation-harness `gsm8k`, flexible-extract: the last number-like run, also of `$`, `.` and `,` alone."""
-    return _lm_eval(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", -1, _cut(output, "Question:", *_LM_EVAL_ENDS), gold)
+    return _lm_eval(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", -1, cut(output, "Question:", *_LM_EVAL_ENDS), gold)
 
 
 def lm_eval_cot_strict(output: str, gold: str) -> Verdict:
@@ -101,7 +101,7 @@ def lm_eval_cot_strict(output: str, gold: str) -> Verdict:
 
     The last dot of the pattern is any character, so `160` before a newline reads as 16.
     """
-    return _lm_eval(r"The answer is (\-?[0-9\.\,]+).", 0, _cut(output, "Q:", *_LM_EVAL_ENDS), gold)
+    return _lm_eval(r"The answer is (\-?[0-9\.\,]+).", 0, cut(output, "Q:", *_LM_EVAL_ENDS), gold)
 
 
 _INTERPRETER_NUMBER: Final = re.compile(
@@ -123,7 +123,7 @@ def interpreter(output: str, gold: str) -> Verdict:
 
 # -------------------------------------------------------------------------------------------------- the corrected rule
 
-_ENDS: Final = (*_CHAT_ENDS, "<|eot_id|>", "</s>")
+_ENDS: Final = (*CHAT_ENDS, "<|eot_id|>", "</s>")
 _NEXT_QUESTION: Final = re.compile(r"(?:(?<=\n)|(?<=\n )) ?(?:Question|Problem|Q|问题|题目)\s?\d*\s?[:：]")
 _BOXED: Final = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _CUE: Final = re.compile(
@@ -154,7 +154,7 @@ def corrected(output: str, gold: str) -> Verdict:
     next question. "The answer is" may also be `answer:`, `####`, 答案是 or 答案：; where a chain of equations follows,
     its last right-hand side counts.
     """
-    text = _plain(_before_next_question(_cut(output, *_ENDS)))
+    text = _plain(_before_next_question(cut(output, *_ENDS)))
     said = _boxed_number(text)
     if said is None:
         said = _cued_number(text)
@@ -238,13 +238,6 @@ def _shown(number: Fraction) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- parts
-
-
-def _cut(text: str, *stops: str) -> str:
-    """Return the text before the first occurrence of each stop, in turn."""
-    for stop in stops:
-        text = text.split(stop, 1)[0]
-    return text
 
 
 def _with_mark(gold: str) -> str:
