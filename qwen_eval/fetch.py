@@ -59,7 +59,7 @@ def fetch(spec: DatasetSpec, files: Sequence[Pin], *, say: Callable[[str], None]
     from tqdm import tqdm
 
     folder = home() / "data" / spec.name
-    wanted = [pin for pin in files if pin.path not in spec.texts]
+    wanted = [pin for pin in files if spec.texts.get(pin.path, "source")]
     if not wanted:
         raise Unreachable(f"{spec.name}: this dataset has no pinned files.")
     try:
@@ -68,6 +68,11 @@ def fetch(spec: DatasetSpec, files: Sequence[Pin], *, say: Callable[[str], None]
         raise DataError(f"{folder}: expected a folder that can be written, found none ({error.strerror}).") from None
     with FileLock(folder.parent / f".{spec.name}.lock"):
         missing = [pin for pin in wanted if not _is_right(folder / pin.path, pin)]
+        if not missing:
+            return folder
+        for pin in [pin for pin in missing if pin.path in spec.texts]:
+            _fetch_text(spec, pin, folder)
+            missing.remove(pin)
         if not missing:
             return folder
         if spec.archive:
@@ -105,6 +110,25 @@ def _fetch_file(spec: DatasetSpec, pin: Pin, folder: Path) -> None:
     _keep(folder / pin.path, _download(spec, spec.url.format(path=pin.path), pin.sha256))
 
 
+def _fetch_text(spec: DatasetSpec, pin: Pin, folder: Path) -> None:
+    """Get the Python source of a few-shot text and keep the first string that it assigns, if it is the pinned one."""
+    import ast
+
+    url = spec.texts[pin.path]
+    source = _download(spec, url)
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        tree = ast.Module(body=[], type_ignores=[])
+    assigned = (node.value for node in tree.body if isinstance(node, ast.Assign))
+    texts = (node.value for node in assigned if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    content = next(texts, "").encode()
+    found = hashlib.sha256(content).hexdigest()
+    if found != pin.sha256:
+        raise DataError(f"{url}: expected a text with SHA-256 {pin.sha256}, found {found}. Nothing was kept.")
+    _keep(folder / pin.path, content)
+
+
 def _fetch_archive(spec: DatasetSpec, files: Sequence[Pin], folder: Path) -> None:
     """Get the zip file and keep the pinned files in it, wherever in the archive they lie."""
     import io
@@ -120,7 +144,8 @@ def _fetch_archive(spec: DatasetSpec, files: Sequence[Pin], folder: Path) -> Non
             _keep(folder / pin.path, content)
 
 
-def _download(spec: DatasetSpec, url: str, sha256: str) -> bytes:
+def _download(spec: DatasetSpec, url: str, sha256: str | None = None) -> bytes:
+    """Return what the address holds, verified where its digest is given."""
     import urllib.error
     import urllib.request
 
@@ -137,7 +162,7 @@ def _download(spec: DatasetSpec, url: str, sha256: str) -> bytes:
             f"Next: fetch {spec.name} on a machine with network, and pass its folder with --data-dir."
         ) from None
     found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
+    if sha256 is not None and found != sha256:
         raise DataError(f"{url}: expected SHA-256 {sha256}, found {found}. Nothing was kept.")
     return content
 

@@ -220,7 +220,8 @@ class DatasetSpec:
     `folders` are the places inside a data folder where it may lie (the first is this project's own layout).
     `url` is the pinned public source of one file, with `{path}` for the path inside the dataset's folder; where
     `archive` is given (the SHA-256 of its bytes) it is that of a zip file with all of them.
-    `texts` are few-shot texts that some protocols read; they are derived files without a public address.
+    `texts` are few-shot texts that some protocols read, derived from other files: the text is the first string that the
+    pinned Python source at the given address assigns; "" where there is no such source.
     `groups` are the subjects, each a file of its own; `mini_groups` those of the small set in `tasks/_mini`.
     """
 
@@ -234,7 +235,7 @@ class DatasetSpec:
     hub: Hub | None = None
     groups: tuple[str, ...] = ()
     mini_groups: tuple[str, ...] = ()
-    texts: tuple[str, ...] = ()
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 class Rows(TypingProtocol):

@@ -62,7 +62,7 @@ DATA = DatasetSpec(
         config="main",
         row=lambda row: {"question": row["question"], "answer": row["answer"]},
     ),
-    texts=("lm_eval_cot_8shot.txt",),
+    texts={"lm_eval_cot_8shot.txt": ""},
 )
 
 

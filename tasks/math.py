@@ -40,7 +40,14 @@ DATA = DatasetSpec(
         ),
     },
     folders=("math", "MATH", "src/data/math", "."),
-    texts=(MINERVA, OPENCOMPASS, LM_EVAL),
+    texts={
+        MINERVA: (
+            "https://raw.githubusercontent.com/deepseek-ai/DeepSeek-Math/"
+            "b8b0f8ce093d80bf8e9a641e44142f06d092c305/evaluation/few_shot_prompts/cot_minerva_math_4_shot.py"
+        ),
+        OPENCOMPASS: "",
+        LM_EVAL: "",
+    },
 )
 
 

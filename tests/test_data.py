@@ -2,9 +2,11 @@
 
 import hashlib
 import http.server
+import io
 import json
 import shutil
 import threading
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +111,39 @@ def test_other_rows_are_used_with_a_warning_and_their_own_fingerprint(tmp_path: 
     assert "not the official ones" in dataset.warnings[0]
 
 
+def test_a_split_that_comes_with_its_answers_is_the_same_data(tmp_path: Path) -> None:
+    split = SplitSpec(
+        file="test.csv",
+        columns=("question",),
+        optional=("answer",),
+        rows=1,
+        fingerprint=fingerprint([{"question": "1+1?"}]),
+    )
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "test.csv").write_text("question,answer\n1+1?,2\n")
+    dataset = find(toy(splits={"test": split}), tmp_path, data_dir=tmp_path)
+    assert dataset.rows("test") == [{"question": "1+1?", "answer": "2"}]
+    assert dataset.fingerprints["test"] == split.fingerprint
+    assert not dataset.warnings
+
+
+def test_a_changed_text_of_exemplars_is_used_with_a_warning(
+    tmp_path: Path, entries: dict[str, Entry], real_data: Path
+) -> None:
+    entry = entries["math"]
+    shutil.copytree(real_data / "math", tmp_path / "math")
+    changed = tmp_path / "math" / "minerva_4shot_prompt.txt"
+    changed.chmod(0o644)
+    changed.write_text("Problem:")
+    dataset = find_dataset(entry.task.data, tasks=entry.folder, data_dir=tmp_path, network=False)
+    dataset.text("lm_eval_4shot.txt")
+    assert not dataset.warnings
+    for _ in range(2):
+        assert dataset.text("minerva_4shot_prompt.txt") == "Problem:"
+    assert [line for line in dataset.warnings if "is not the official file" in line] == dataset.warnings
+    assert len(dataset.warnings) == 1
+
+
 def test_a_short_file_is_an_error_never_a_smaller_set(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text(CONTENT.rpartition("{")[0])
     with pytest.raises(DataError, match="expected 4 rows, found 3"):
@@ -207,6 +242,40 @@ def test_other_bytes_than_the_pinned_ones_are_refused(server: tuple[str, dict[st
     with pytest.raises(DataError, match="expected SHA-256"):
         fetch(toy(url), OFFICIAL)
     assert not list((home() / "data" / "toy").iterdir())
+
+
+def test_files_of_an_archive_are_found_wherever_they_lie_in_it(server: tuple[str, dict[str, bytes]]) -> None:
+    url, files = server
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("some/folder/test.jsonl", CONTENT)
+        archive.writestr("some/folder/other.jsonl", "not wanted")
+    files["/toy.zip"] = packed.getvalue()
+    spec = toy(url.format(path="toy.zip"), archive=hashlib.sha256(packed.getvalue()).hexdigest())
+    folder = fetch(spec, OFFICIAL)
+    assert (folder / "test.jsonl").read_text() == CONTENT
+    assert not (folder / "other.jsonl").exists()
+    with pytest.raises(DataError, match="expected SHA-256"):
+        fetch(replace(spec, name="other", archive="0" * 64), OFFICIAL)
+    with pytest.raises(DataError, match=r"toy\.zip, test\.jsonl: expected SHA-256"):
+        fetch(replace(spec, name="third"), [replace(OFFICIAL[0], sha256="0" * 64)])
+
+
+def test_a_few_shot_text_is_read_out_of_its_python_source(server: tuple[str, dict[str, bytes]]) -> None:
+    url, files = server
+    files["/test.jsonl"] = CONTENT.encode()
+    files["/prompt.py"] = b'import nothing\n\nfew_shot = """Problem:\n$\\\\frac12$"""\nother = "x"\n'
+    text = "Problem:\n$\\frac12$"
+    pin = Pin(0, hashlib.sha256(text.encode()).hexdigest(), "prompt.txt")
+    spec = toy(url, texts={"prompt.txt": url.format(path="prompt.py"), "derived.txt": ""})
+    folder = fetch(spec, [*OFFICIAL, pin, Pin(0, "0" * 64, "derived.txt")])
+    assert (folder / "prompt.txt").read_text() == text
+    assert not (folder / "derived.txt").exists()
+    for changed in (b'few_shot = "other"', b"not python at all ("):
+        (folder / "prompt.txt").unlink(missing_ok=True)
+        files["/prompt.py"] = changed
+        with pytest.raises(DataError, match="expected a text with SHA-256"):
+            fetch(spec, [*OFFICIAL, pin])
 
 
 def test_a_missing_file_and_a_silent_server_are_told_apart(server: tuple[str, dict[str, bytes]]) -> None:

@@ -1,5 +1,6 @@
 """Dataset files are read as they are; every defect is named by file and line."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_eval.errors import DataError
-from qwen_eval.readers import read_csv, read_json_lines
+from qwen_eval.readers import read_csv, read_json_examples, read_json_lines
 
 COLUMNS = ("question", "A", "answer")
 
@@ -79,6 +80,42 @@ def test_a_broken_json_line_is_named(tmp_path: Path, content: str, line: int, fo
     file.write_text(content)
     with pytest.raises(DataError, match=f"rows.jsonl, line {line}: {found}"):
         read_json_lines(file, ("q",))
+
+
+def test_a_header_may_be_spelled_otherwise_and_optional_columns_may_follow(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text(",Question\n0,1+1?\n")
+    assert read_csv(file, ("number", "question"), header=("", "Question")) == [{"number": "0", "question": "1+1?"}]
+    file.write_text("id,question,answer\n0,1+1?,B\n")
+    read = {"header": True, "optional": ("answer",), "values": {"answer": ("A", "B")}}
+    assert read_csv(file, ("id", "question"), **read) == [{"id": "0", "question": "1+1?", "answer": "B"}]
+    file.write_text("id,question\n0,1+1?\n")
+    assert read_csv(file, ("id", "question"), **read) == [{"id": "0", "question": "1+1?"}]
+    file.write_text("id,question,answer\n0,1+1?,E\n")
+    with pytest.raises(DataError, match="line 2: expected one of A, B in column 'answer'"):
+        read_csv(file, ("id", "question"), **read)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ('{"examples": [{"input": "a", "target": "b"}, {"input": 3}]}', "example 1: expected a text field 'input'"),
+        ('{"examples": [{"input": "a", "target": "b"}, "x"]}', "example 1: expected a JSON object"),
+        ('{"canary": "x"}', "expected a JSON object with a list called 'examples'"),
+        ('{"examples": [\n', "line 2: expected JSON"),
+    ],
+)
+def test_a_broken_list_of_examples_is_named(tmp_path: Path, content: str, found: str) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(content)
+    with pytest.raises(DataError, match=re.escape(found)):
+        read_json_examples(file, ("input", "target"))
+
+
+def test_examples_keep_their_named_fields_only(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text('{"canary": "x", "examples": [{"input": "a", "target": "b", "more": 1}]}')
+    assert read_json_examples(file, ("input", "target")) == [{"input": "a", "target": "b"}]
 
 
 def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """The runner: one path for every task. Order, batches, interruptions and resuming never change a result."""
 
 import hashlib
+import json
 import signal
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +172,59 @@ def test_a_limit_is_spread_over_subjects_and_a_larger_one_contains_it() -> None:
     assert len({sample.group for sample in plans[0].samples}) == 4
     ids = [{sample.id for sample in plan.samples} for plan in plans]
     assert ids[0] < ids[1] < ids[2]
+
+
+@pytest.mark.parametrize(("protocol", "most"), [("qwen", 2), ("lm-eval", 4)])
+def test_a_limit_takes_groups_equally_or_by_size_as_the_score_averages(
+    real_data: Path, entries: dict[str, Entry], protocol: str, most: int
+) -> None:
+    entry = entries["ceval"]
+    dataset = find_dataset(entry.task.data, tasks=entry.folder, data_dir=real_data, network=False)
+    plan = make_plan(entry.task, registry.protocol(entry.task, protocol), dataset, limit=104)
+    counts = Counter(sample.group for sample in plan.samples)
+    assert max(counts.values()) == most
+    sizes = Counter(sample.group for sample in entry.task.samples(dataset, "val"))
+    if protocol == "lm-eval":
+        assert all(abs(counts[group] - 104 * size / 1346) < 1.5 for group, size in sizes.items())
+
+
+def test_another_split_has_a_folder_and_ids_of_its_own() -> None:
+    plan = plan_of("ceval", "qwen", split="test")
+    assert plan.folder == "ceval@qwen-test-mini"
+    assert plan_of("ceval", "qwen").folder == "ceval@qwen-mini"
+    assert all(sample.id.split("/")[1] == "test" and not sample.gold for sample in plan.samples)
+    with pytest.raises(UsageError, match="--split dev: ceval is evaluated on val or test"):
+        plan_of("ceval", "qwen", split="dev")
+
+
+def test_a_whole_run_of_a_test_split_writes_what_the_leaderboard_takes(tmp_path: Path) -> None:
+    plan = plan_of("ceval", "qwen", split="test")
+    metrics, _ = finish(plan, tmp_path / "whole")
+    assert metrics["score"] is None
+    assert metrics["ungraded"] == plan.total == 8
+    form = json.loads((tmp_path / "whole" / "submission.json").read_text())
+    assert {subject: list(rows) for subject, rows in form.items()} == {
+        subject: ["0", "1"] for subject in plan.task.data.mini_groups
+    }
+    assert {letter for rows in form.values() for letter in rows.values()} <= set("ABCD")
+    finish(plan_of("ceval", "qwen", split="test", limit=7), tmp_path / "part")
+    finish(plan_of("ceval", "qwen"), tmp_path / "val")
+    assert not (tmp_path / "part" / "submission.json").exists()
+    assert not (tmp_path / "val" / "submission.json").exists()
+
+
+def test_answers_that_come_later_score_a_run_without_asking_again(tmp_path: Path, entries: dict[str, Entry]) -> None:
+    plan = plan_of("ceval", "qwen", split="test")
+    finish(plan, tmp_path)
+    answers = {sample.id: "A" for sample in plan.samples}
+    task = replace(
+        plan.task, samples=lambda rows, split: [replace(each, gold=answers[each.id]) for each in plan.samples]
+    )
+    graded = make_plan(task, plan.protocol, plan.dataset, split="test")
+    metrics, model = finish(graded, tmp_path)
+    assert model.asked == 0
+    assert metrics["ungraded"] == 0
+    assert 0 <= metrics["score"] <= 1
 
 
 def test_the_prompt_hash_does_not_depend_on_the_limit_but_on_every_prompt() -> None:

@@ -6,6 +6,7 @@ kept with their quirks; `corrected` is this project's own. Every rule first cuts
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -54,15 +55,15 @@ def lm_eval(output: str, gold: str, multiple_choice: bool) -> Verdict:
 
 # -------------------------------------------------------------------------------------------------- the corrected rule
 
-_CUE: Final = re.compile(r"\banswer(?:\s+is|\s*[:：])\s*[:：]?", re.IGNORECASE)
-_LETTER: Final = re.compile(r"\(([A-Z])\)|(?<![A-Za-z])([A-Z])(?=[).:,]|\s|$)")
+_CUE: Final = re.compile(r"\banswer(?:\s+is|\s*[:：])\s*[:：]?|答案\s*(?:是|为|[:：])\s*[:：]?", re.IGNORECASE)
+_BARE_LETTER: Final = re.compile(r"(?:[Oo]ption |[Cc]hoice )?([A-Z])(?=[).:,]|\s*$|\s+-)")
 _WORDS: Final = ("yes", "no", "true", "false", "valid", "invalid")
 REACH: Final = 1000
 """How far behind its cue an answer may reach, in characters."""
 
 
 def corrected(output: str, gold: str, multiple_choice: bool) -> Verdict:
-    """This project's rule: what follows the *last* "answer is" (or `answer:`), to the end of its line.
+    """This project's rule: what follows the *last* "answer is" (or `answer:`, 答案是), to the end of its line.
 
     The output ends at an end-of-turn marker or at an invented `Q:`. Emphasis, quotes, a final full stop and the case of
     yes, no, True, False, valid, invalid do not matter; numbers are compared as numbers, lists of words and brackets
@@ -80,32 +81,35 @@ def corrected(output: str, gold: str, multiple_choice: bool) -> Verdict:
 
 
 def _cued(text: str) -> str:
-    cues = list(_CUE.finditer(text))
-    rest = text[cues[-1].end() :][:REACH] if cues else text.rstrip()[-REACH:]
-    lines = [line for line in rest.split("\n") if line.strip(" \t*_`")]
-    if not lines:
-        return ""
-    return lines[0] if cues else lines[-1]
+    for cue in reversed(list(_CUE.finditer(text))):  # a reply that breaks off behind its last cue has earlier ones
+        lines = _lines(text[cue.end() :][:REACH])
+        if lines:
+            return lines[0]
+    return next(reversed(_lines(text.rstrip()[-REACH:])), "")
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in text.split("\n") if line.strip(" \t*_`.。")]
 
 
 def _clean(said: str) -> str:
-    said = re.sub(r"\*\*|__|`", "", said).strip()
-    said = re.sub(r"\\boxed\{(.*)\}", r"\1", said)
-    said = re.sub(r"\\text\{(.*?)\}", r"\1", said.strip("$ "))
-    return said.removesuffix(".").strip().strip("\"'“”").removesuffix(".").strip()
+    said = unicodedata.normalize("NFKC", re.sub(r"\*\*|__|`", "", said)).strip()
+    said = re.sub(r"\\(?:boxed|text)\{([^{}]*)\}", r"\1", re.sub(r"\\(?:boxed|text)\{([^{}]*)\}", r"\1", said))
+    said = said.strip("$ ").rstrip(".。").strip("$ ").strip("\"'“”")
+    return said.rstrip(".。").strip()
 
 
 def _letter(said: str) -> str | None:
-    found = _LETTER.search(said)
-    return (found[1] or found[2]) if found else None
+    found = re.search(r"\(([A-Z])\)", said) or _BARE_LETTER.match(said)
+    return found[1] if found else None
 
 
 def _free_form(said: str, gold: str) -> bool:
     if gold.lower() in _WORDS:
         word = re.match(r"[A-Za-z]+", said)
         return word is not None and word[0].lower() == gold.lower()
-    if re.fullmatch(r"-?\d+", gold):
-        number = re.fullmatch(r"(?:.*=)?\s*([-−]?\d[\d,]*)(?:\.0+)?\s*[a-z ]*", said)
+    if re.fullmatch(r"-?\d{1,30}", gold):
+        number = re.fullmatch(r"(?:.*=)?\s*([-−]?(?:\d{1,3}(?:,\d{3})+|\d+))(?:\.0+)?\s*[a-z ]*", said)
         return number is not None and int(number[1].replace(",", "").replace("−", "-")) == int(gold)
     return _plain(said) == _plain(gold)
 

@@ -27,7 +27,8 @@ _SYNONYMS: Final = (
 )
 _WORDS: Final = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|operatorname)\s*\{([^{}]*)\}")
 _UNIT_AFTER_NUMBER: Final = re.compile(
-    r"(?<=[\d}.)])\s*(?:\\(?:text|textbf|textrm|mbox|mathrm)\s*\{[^{}]*\}|[a-zA-Z][a-zA-Z. ]*)(?:\^\{?\d\}?)?\s*$"
+    r"(?<=[\d}.)])(?:\s*\\(?:text|textbf|textrm|mbox|mathrm)\s*\{[^{}]*\}"
+    r"|\s+[a-zA-Z]{2}[a-zA-Z. ]*|\s*(?:[ckm]?m|k?g|ft|in|mph)\b)(?:\^\{?\d\}?)?\s*$"
 )
 _DEGREES_AND_PERCENT: Final = re.compile(r"\^\s*\{?\s*\\circ\s*\}?|°|\\?%|\\degree(?![a-zA-Z])")
 _THOUSANDS: Final = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,])")

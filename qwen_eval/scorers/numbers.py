@@ -129,11 +129,11 @@ _BOXED: Final = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _CUE: Final = re.compile(
     r"####"
     r"|\banswer(?:\s+(?:to|of|for)\s[^.\n]{0,80}?)?\s*(?:\b(?:is|equals|would be|will be)\b\s*[:：]?|[:：=])"
-    r"|(?:答案|结果)\s*(?:就是|应该是|应为|是|为|等于)?\s*[:：]?",
+    r"|(?:答案|结果)\s*(?:(?:就是|应该是|应为|是|为|等于)\s*[:：]?|[:：])",
     re.IGNORECASE,
 )
 _NUMBER: Final = re.compile(
-    r"(?P<sign>(?<![\w.)\]])[-+])?(?:(?<=[-+])\s*)?[$€£¥]?\s?(?P<inner>(?<=[$€£¥])[-+])?"
+    r"(?P<sign>(?<![\w.)\]])[-+])?[$€£¥]?\s?(?P<inner>(?<=[$€£¥])[-+])?"
     r"(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
     r"(?:\s?/\s?(?P<under>\d{1,15}(?![\d.,]*\d)))?"
     r"(?:[eE](?P<power>[-+]?\d{1,2})(?![\w.]))?"
@@ -172,13 +172,22 @@ def _before_next_question(text: str) -> str:
 
 def _plain(text: str) -> str:
     """Undo typography: full-width forms, LaTeX spacing and fractions, emphasis, minus signs and thin spaces."""
-    text = unicodedata.normalize("NFKC", text)
+    text = unicodedata.normalize("NFKC", re.sub(r"[²³]", "", text))
     text = re.sub(r"[−–﹣‐‑]", "-", text)
+    text = re.sub(r"([=(:]\s*)-\s+(?=[\d$])", r"\1-", text)  # elsewhere a dash before a space is a dash
+    text = re.sub(r"(?<=[a-zA-Z])\s?\^\s?\{?[23]\}?", "", text)  # cm^2: the exponent is not the number
+    text = re.sub(r"\\[dt]?frac\s*(\d)(\d)", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"(?<!\d)(\d{1,9})\s*\\[dt]?frac\s*\{(\d{1,9})\}\s*\{(\d{1,9})\}", _improper, text)
     text = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2", text)
     text = re.sub(r"\{,\}|\\,|\\!|\\;|\\ ", lambda found: "," if found[0] == "{,}" else "", text)
     text = re.sub(r"\\\$", "$", text)
     text = re.sub(r"\\[()\[\]]", " ", text)
     return re.sub(r"\*\*|__|`", "", text)
+
+
+def _improper(mixed: re.Match[str]) -> str:
+    whole, over, under = map(int, mixed.groups())
+    return f"{whole * under + over}/{under}"
 
 
 def _boxed_number(text: str) -> Fraction | None:
@@ -200,6 +209,7 @@ def _cued_number(text: str) -> Fraction | None:
     for cue in reversed(list(_CUE.finditer(text))):
         rest = text[cue.end() : cue.end() + REACH].lstrip(" \t\n:：*")
         sentence = re.split(r"\n|[.。!?](?=\s|$)|[。！？]", rest, maxsplit=1)[0]
+        sentence = re.sub(r"^-\s+(?=[\d$])", "-", sentence)
         number = _number_at(_after_equals(sentence), last=False)
         if number is not None:
             return number

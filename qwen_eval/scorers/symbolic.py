@@ -65,7 +65,11 @@ class _Worker:
                 except OSError:
                     self.stop()
                     continue
-                line = self.read(process, WALL_SECONDS)
+                try:
+                    line = self.read(process, WALL_SECONDS)
+                except BaseException:  # interrupted: its answer must not be taken for the next question's
+                    self.stop()
+                    raise
                 if line is None:
                     self.stop()
                     return None

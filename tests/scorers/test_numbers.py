@@ -22,8 +22,9 @@ def test_case(case: dict[str, Any]) -> None:
     assert (verdict.extracted, verdict.correct) == (case["extracted"], case["correct"]), case["why"]
 
 
-def test_every_rule_has_cases() -> None:
-    assert {case["rule"] for case in CASES} == set(RULES)
+def test_every_rule_has_sixty_cases() -> None:
+    counts = {rule: sum(case["rule"] == rule for case in CASES) for rule in RULES}
+    assert min(counts.values()) >= 60, counts
 
 
 @given(
