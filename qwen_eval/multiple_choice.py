@@ -120,8 +120,6 @@ def _exemplars(dataset: Rows, shots: int) -> dict[str, list[Row]]:
 
 # ------------------------------------------------------------------------------------------------------------ protocols
 
-OPENCOMPASS_CUT = LeftCut(over=1536, keep=1536)
-
 
 def protocols(
     *,
@@ -138,37 +136,41 @@ def protocols(
     `average` is that of Qwen's scripts. OpenCompass averages subjects, lm-evaluation-harness items.
     """
 
-    def few_shot(name: str, build: tuple[Build, str], **more: object) -> Protocol:
-        settings = {"chat": False, "rule": "choice", "average": average, **more}
+    def protocol(
+        name: str,
+        made: tuple[Build, str],
+        *,
+        shots: int = 5,
+        chat: bool = False,
+        rule: str = "choice",
+        average: Literal["micro", "macro"],
+        cut: LeftCut | None = None,
+    ) -> Protocol:
+        build, about = made
+        allowed = range(shots + 1)
         return Protocol(
             name=name,
-            shots=5,
-            shots_allowed=range(6),
-            build=build[0],
-            about=build[1],
-            **settings,  # type: ignore[arg-type]
+            chat=chat,
+            shots=shots,
+            shots_allowed=allowed,
+            rule=rule,
+            build=build,
+            about=about,
+            average=average,
+            cut=cut,
         )
 
     return (
-        few_shot("qwen", qwen, cut=qwen_cut),
-        Protocol(
-            name="qwen-chat",
-            chat=True,
-            shots=0,
-            shots_allowed=range(1),
-            rule="qwen-chat",
-            build=qwen_chat[0],
-            about=qwen_chat[1],
-            average=average,
-        ),
-        few_shot("opencompass", opencompass, average="macro"),
-        few_shot(
+        protocol("qwen", qwen, average=average, cut=qwen_cut),
+        protocol("qwen-chat", qwen_chat, shots=0, chat=True, rule="qwen-chat", average=average),
+        protocol("opencompass", opencompass, average="macro"),
+        protocol(
             "opencompass-chat",
             opencompass_chat,
             chat=True,
             rule="first-capital",
             average="macro",
-            cut=OPENCOMPASS_CUT,
+            cut=LeftCut(over=1536, keep=1536),
         ),
-        few_shot("lm-eval", lm_eval, average="micro"),
+        protocol("lm-eval", lm_eval, average="micro"),
     )

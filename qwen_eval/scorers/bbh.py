@@ -56,7 +56,8 @@ def lm_eval(output: str, gold: str, multiple_choice: bool) -> Verdict:
 # -------------------------------------------------------------------------------------------------- the corrected rule
 
 _CUE: Final = re.compile(r"\banswer(?:\s+is|\s*[:：])\s*[:：]?|答案\s*(?:是|为|[:：])\s*[:：]?", re.IGNORECASE)
-_BARE_LETTER: Final = re.compile(r"(?:[Oo]ption |[Cc]hoice )?([A-Z])(?=[).:,]|\s*$|\s+-)")
+# A letter that stands alone; the words "I" and "A" are letters only before punctuation or at the end.
+_BARE_LETTER: Final = re.compile(r"(?<![A-Za-z'])([B-HJ-Z](?![A-Za-z'])|[AI](?=[).:,]|\s*$))")
 _WORDS: Final = ("yes", "no", "true", "false", "valid", "invalid")
 REACH: Final = 1000
 """How far behind its cue an answer may reach, in characters."""
@@ -69,7 +70,7 @@ def corrected(output: str, gold: str, multiple_choice: bool) -> Verdict:
     yes, no, True, False, valid, invalid do not matter; numbers are compared as numbers, lists of words and brackets
     without their spacing. Without a cue the last line that is not empty counts.
     """
-    text = re.split(r"\n\s*Q\s*:", cut(output, *CHAT_ENDS, "</s>").strip())[0]
+    text = re.split(r"\n[ \t]*(?:Q|Question|Problem)[ \t]*:", cut(output, *CHAT_ENDS, "</s>").strip())[0]
     said = _clean(_cued(text))
     if multiple_choice:
         letter = _letter(said)
@@ -100,7 +101,10 @@ def _clean(said: str) -> str:
 
 
 def _letter(said: str) -> str | None:
-    found = re.search(r"\(([A-Z])\)", said) or _BARE_LETTER.match(said)
+    bracketed, bare = re.search(r"\(([A-Z])\)", said), _BARE_LETTER.search(said)
+    if bare and bracketed and bare.start() == 0:
+        return bare[1]  # "A, and (B) is not"
+    found = bracketed or bare
     return found[1] if found else None
 
 
@@ -109,7 +113,9 @@ def _free_form(said: str, gold: str) -> bool:
         word = re.match(r"[A-Za-z]+", said)
         return word is not None and word[0].lower() == gold.lower()
     if re.fullmatch(r"-?\d{1,30}", gold):
-        number = re.fullmatch(r"(?:.*=)?\s*([-−]?(?:\d{1,3}(?:,\d{3})+|\d+))(?:\.0+)?\s*[a-z ]*", said)
+        number = re.fullmatch(r"(?:.*=)?\s*\+?([-−]?(?:\d{1,3}(?:,\d{3})+|\d+))(?:\.0+)?(?:[^\d.].*)?", said)
+        if number and re.match(r",\d|\s+(?:or|and)\s+\d", said[number.end(1) :]):
+            return False  # "1,2" and "7 or 8" are two numbers
         return number is not None and int(number[1].replace(",", "").replace("−", "-")) == int(gold)
     return _plain(said) == _plain(gold)
 

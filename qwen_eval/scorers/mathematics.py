@@ -95,9 +95,12 @@ _CUE: Final = re.compile(
     r"|(?:答案|结果)\s*(?:就是|应该是|应为|是|为|等于|[:：])\s*[:：]?",
     re.IGNORECASE,
 )
+_NEXT_PROBLEM: Final = re.compile(
+    r"(?<=\n)(?:[ \t#*]{0,8}(?:Problem|Question|问题|题目)\s?\d*[ \t*]{0,4}[:：]|#{1,4} (?:Problem|Question) \d)"
+)
 _SENTENCE_END: Final = re.compile(r"\n|\.(?=\s*\$?\s*$)|\.\$?(?=\s)|。|\. ?I hope it is correct")
 _NUMBER: Final = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?|[-+]?\.\d+")
-_FORMULA: Final = re.compile(r"\\\((.+?)\\\)|\\\[(.+?)\\\]|\$\$?((?:\\.|[^$\\])+)\$", re.DOTALL)
+_FORMULA: Final = re.compile(r"\\\((.{1,300}?)\\\)|\\\[(.{1,300}?)\\\]|\$\$?((?:\\.|[^$\\]){1,300}+)\$", re.DOTALL)
 REACH: Final = 500
 """How far behind its cue an answer may reach, in characters: a looping output is not read over and over."""
 
@@ -110,10 +113,21 @@ def corrected(output: str, gold: str) -> Verdict:
     decimals do not matter, the value does.
     """
     output = cut(output, *CHAT_ENDS, "</s>")
-    invented = re.search(r"\n\s*Problem\s*[:：]|\n\s*(?:问题|题目)\s*[:：]", output.lstrip())
-    text = output.lstrip()[: invented.start()] if invented else output
-    said = boxed(text) or _cued(text) or _last_formula(text) or _last_number(text)
+    text = output.lstrip()
+    invented = _NEXT_PROBLEM.search(text)
+    text = text[: invented.start()] if invented else text
+    said = _last_box(text) or _cued(text) or _last_formula(text) or _last_number(text)
     return Verdict(said is not None and same_answer(said, _answer(gold)), said)
+
+
+def _last_box(text: str) -> str | None:
+    """The content of the last box that closes: a truncated reply may open one more."""
+    while "\\boxed" in text or "\\fbox" in text:
+        found = boxed(text)
+        if found is not None:
+            return found
+        text = text[: max(text.rfind("\\boxed"), text.rfind("\\fbox"))]
+    return None
 
 
 def _cued(text: str) -> str | None:
@@ -123,6 +137,8 @@ def _cued(text: str) -> str | None:
         if formula:
             tail = re.match(r"\s*(\\?%|percent)", rest[formula.end() :])
             return _inside(formula) + (tail[1] if tail else "")
+        if rest.startswith("$"):  # a formula that a truncated reply does not close
+            continue
         said = _SENTENCE_END.split(rest, maxsplit=1)[0].strip().strip("*").rstrip(".").strip()
         if said:
             return said
@@ -134,7 +150,7 @@ def _inside(formula: re.Match[str]) -> str:
 
 
 def _last_formula(text: str) -> str | None:
-    formulas = list(_FORMULA.finditer(text))
+    formulas = list(_FORMULA.finditer(text[-8 * REACH :]))
     return _inside(formulas[-1]) if formulas else None
 
 
@@ -232,9 +248,12 @@ def _without_words(answer: str, *more: tuple[str, str]) -> str:
 
 
 def _unwrap_commands(answer: str) -> str:
+    # Behind the last closing brace nothing can match; to look there from every opening one would take very long.
+    closed = answer.rfind("}") + 1
+    answer, rest = answer[:closed], answer[closed:]
     for command in ("text", "textbf", "overline"):
         answer = re.sub(rf"(\\{command}\{{)(.*?)(\}})", r"\2", answer)
-    return re.sub(r"(\\boxed\{)(.*)(\})", r"\2", answer)
+    return re.sub(r"(\\boxed\{)(.*)(\})", r"\2", answer) + rest
 
 
 def _last_match(pattern: str, text: str) -> str:
@@ -345,8 +364,8 @@ def _stripped_2024(text: str) -> str:
     text = re.sub(r"\\mbox{.*?}", "", text)
     if "j" in text and "i" not in text:
         text = text.replace("j", "i")
-    text = re.sub(r"(\d+)\.0+([^\d])", r"\1\2", text)
-    text = re.sub(r"(\d+)\.0+$", r"\1", text)
+    text = re.sub(r"(?<!\d)(\d+)\.0+([^\d])", r"\1\2", text)
+    text = re.sub(r"(?<!\d)(\d+)\.0+$", r"\1", text)
     if not text:
         return text
     text = _right_side(f"0{text}" if text[0] == "." else text)

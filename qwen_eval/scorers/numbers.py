@@ -124,7 +124,9 @@ def interpreter(output: str, gold: str) -> Verdict:
 # -------------------------------------------------------------------------------------------------- the corrected rule
 
 _ENDS: Final = (*CHAT_ENDS, "<|eot_id|>", "</s>")
-_NEXT_QUESTION: Final = re.compile(r"(?:(?<=\n)|(?<=\n )) ?(?:Question|Problem|Q|问题|题目)\s?\d*\s?[:：]")
+_NEXT_QUESTION: Final = re.compile(
+    r"(?<=\n)[ \t#*]{0,8}(?:Question|Problem|Q|Human|User|问题|题目)\s?\d*[ \t*]{0,4}[:：]"
+)
 _BOXED: Final = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _CUE: Final = re.compile(
     r"####"
@@ -133,17 +135,17 @@ _CUE: Final = re.compile(
     re.IGNORECASE,
 )
 _NUMBER: Final = re.compile(
-    r"(?P<sign>(?<![\w.)\]])[-+])?[$€£¥]?\s?(?P<inner>(?<=[$€£¥])[-+])?"
+    r"(?P<sign>(?<![\w.)\]])[-+])?(?:[$€£¥]\s?)?(?P<inner>(?<=[$€£¥])[-+])?"
     r"(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
     r"(?:\s?/\s?(?P<under>\d{1,15}(?![\d.,]*\d)))?"
     r"(?:[eE](?P<power>[-+]?\d{1,2})(?![\w.]))?"
-    r"(?:\s?(?P<unit>[万亿]))?"
+    r"(?:\s?(?P<unit>百万|[万亿]|million\b|billion\b))?"
 )
 REACH: Final = 500
 """How far behind its cue or its opening brace an answer may stand, in characters.
 
 Without a bound a looping output would be read over and over."""
-_CHINESE_UNITS: Final = {"万": 10**4, "亿": 10**8}
+_LARGE_UNITS: Final = {"万": 10**4, "百万": 10**6, "亿": 10**8, "million": 10**6, "billion": 10**9}
 
 
 def corrected(output: str, gold: str) -> Verdict:
@@ -174,7 +176,9 @@ def _plain(text: str) -> str:
     """Undo typography: full-width forms, LaTeX spacing and fractions, emphasis, minus signs and thin spaces."""
     text = unicodedata.normalize("NFKC", re.sub(r"[²³]", "", text))
     text = re.sub(r"[−–﹣‐‑]", "-", text)
-    text = re.sub(r"([=(:]\s*)-\s+(?=[\d$])", r"\1-", text)  # elsewhere a dash before a space is a dash
+    text = re.sub(r"([=(]\s*)-\s+(?=[\d$])", r"\1-", text)  # elsewhere a dash before a space is a dash
+    text = re.sub(r"\b(?:minus|negative)\s+(?=[\d$])|(?:负|零下)\s?(?=\d)", "-", text)
+    text = re.sub(r"(?<![\d.,])(\d{1,9}) (\d{1,9})\s?/\s?(\d{1,9})(?![\d.,]*\d)", _improper, text)
     text = re.sub(r"(?<=[a-zA-Z])\s?\^\s?\{?[23]\}?", "", text)  # cm^2: the exponent is not the number
     text = re.sub(r"\\[dt]?frac\s*(\d)(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"(?<!\d)(\d{1,9})\s*\\[dt]?frac\s*\{(\d{1,9})\}\s*\{(\d{1,9})\}", _improper, text)
@@ -217,8 +221,10 @@ def _cued_number(text: str) -> Fraction | None:
 
 
 def _after_equals(text: str) -> str:
-    tail = text.rpartition("=")[2]
-    return tail if _NUMBER.search(tail) else text
+    """The right side of a chain of equations; what follows a comma or "since" is no part of it."""
+    chain = re.split(r"[,，;]\s|[，；]|\b(?:because|since|as)\b", text, maxsplit=1)[0]
+    tail = chain.rpartition("=")[2]
+    return tail if _NUMBER.search(tail) else chain if _NUMBER.search(chain) else text
 
 
 def _number_at(text: str, *, last: bool) -> Fraction | None:
@@ -236,7 +242,7 @@ def _value(found: re.Match[str]) -> Fraction | None:
         value /= int(found["under"])
     if found["power"]:
         value *= Fraction(10) ** int(found["power"])
-    value *= _CHINESE_UNITS.get(found["unit"] or "", 1)
+    value *= _LARGE_UNITS.get(found["unit"] or "", 1)
     return -value if "-" in (found["sign"] or "") + (found["inner"] or "") else value
 
 
