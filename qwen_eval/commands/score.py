@@ -40,6 +40,8 @@ def score(
     include_path: Sequence[Path],
 ) -> None:
     """Score outputs: a line {"id", "rule", "extracted", "correct"} for every output and rule, in input order."""
+    from tqdm import tqdm
+
     name, protocol = registry.split_name(task)
     entry = registry.load(name, registry.find(include_path))
     if protocol:
@@ -47,10 +49,10 @@ def score(
     rules = _rules(entry.task, [each for names in rule for each in names.split(",")])
     if target.resolve() == source.resolve():
         raise UsageError(f"--output {target}: expected another file than --input.")
-    outputs = _of_run(entry.task, source) if source.is_dir() else _of_file(entry, source, data_dir)
+    outputs = list(_of_run(entry.task, source) if source.is_dir() else _of_file(entry, source, data_dir))
     verdicts = [
         (identifier, each, entry.task.rules[each](output, sample))
-        for identifier, output, sample in outputs
+        for identifier, output, sample in tqdm(outputs, desc=name, unit="output", delay=2)
         for each in rules
     ]
     if not verdicts:
@@ -124,7 +126,8 @@ def _of_file(entry: registry.Entry, file: Path, data_dir: Path | None) -> Iterat
             row = json.loads(line)
         except ValueError as error:
             raise DataError(f"{where}: expected one JSON object, found something else ({error}).") from None
-        if not isinstance(row, dict) or "id" not in row or not isinstance(row.get("output"), str):
+        identified = isinstance(row, dict) and isinstance(row.get("id"), str | int)
+        if not identified or not isinstance(row.get("output"), str):
             raise DataError(f'{where}: expected {{"id": …, "output": "text"}}, found {line[:80]}')
         yield row["id"], row["output"], samples.of(row, where)
 
@@ -154,7 +157,10 @@ class _Samples:
             self._read(self.unread.pop(0))
         if identifier not in self.known:
             origin = self.dataset.origin if self.dataset else ""
-            raise DataError(f"{where}: id '{identifier}' is no sample of {self.entry.task.name} ({origin}).")
+            raise DataError(
+                f"{where}: id '{identifier}' is no sample of {self.entry.task.name} ({origin}).\n"
+                f"Next: give ids like '{next(iter(self.known), '')}', as in the doc_id of records.jsonl."
+            )
         sample = self.known[identifier] if gold is None else replace(self.known[identifier], gold=str(gold))
         if not sample.gold:
             raise DataError(

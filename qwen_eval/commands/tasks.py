@@ -53,6 +53,7 @@ def source(entry: Entry, data_dir: Path | None) -> str:
 @tasks.command()
 @click.argument("name", metavar="TASK[@PROTOCOL]")
 @option("--sample", metavar="ID", help="A sample's id, or its number in file order from 0.")
+@option("--split", metavar="NAME", help="Another split than the task's own.")
 @option("--shots", type=click.IntRange(min=0), metavar="N", help="Exemplars in the prompt.")
 @option("--raw", is_flag=True, help="Write exactly the prompt's bytes, nothing else.")
 @option("--model", metavar="MODEL", help="Render conversations with this model's chat template instead of ChatML.")
@@ -63,6 +64,7 @@ def show(
     given: tuple[Path | None, Sequence[Path]],
     name: str,
     sample: str | None,
+    split: str | None,
     shots: int | None,
     raw: bool,
     model: str | None,
@@ -80,7 +82,7 @@ def show(
         _describe(entry.task, data_dir, entry)
         return
     dataset = find_dataset(entry.task.data, tasks=entry.folder, data_dir=data_dir, say=_say)
-    found, request = _request(entry.task, chosen, dataset, sample, shots)
+    found, request = _request(entry.task, chosen, dataset, sample, split=split, shots=shots)
     for warning in dataset.warnings:
         _say(f"Warning: {warning}")
     text = _rendered(request, model)
@@ -90,7 +92,7 @@ def show(
         return
     click.echo(f"{task_name}@{chosen.name}{' (mini)' if dataset.mini else ''}, sample {found.id}: {chosen.about}")
     click.echo(f"{_settings(request)}, headline rule {chosen.rule}")
-    click.echo(f"gold: {found.gold!r}")
+    click.echo(f"gold: {found.gold!r}" if found.gold else "gold: not in this copy of the data")
     click.echo("─" * 100)
     click.echo(_visible(text))
     click.echo("─" * 100)
@@ -98,11 +100,11 @@ def show(
 
 
 def _request(
-    task: Task, protocol: Protocol, dataset: Dataset, wanted: str, shots: int | None
+    task: Task, protocol: Protocol, dataset: Dataset, wanted: str, *, split: str | None, shots: int | None
 ) -> tuple[Sample, Request]:
     from qwen_eval.runner import make_plan
 
-    plan = make_plan(task, protocol, dataset, shots=shots)
+    plan = make_plan(task, protocol, dataset, split=split, shots=shots)
     for index, (sample, request) in enumerate(plan.first_requests()):
         if wanted in (sample.id, str(index)):
             return sample, request
@@ -154,9 +156,12 @@ def _describe(task: Task, data_dir: Path | None, entry: Entry) -> None:
     click.echo(f"data: {task.data.homepage}, {task.data.licence}; {source(entry, data_dir)}\n")
     for protocol in task.protocols:
         kind = "chat" if protocol.chat else "base"
-        click.echo(f"  {task.name}@{protocol.name:<18}{kind}, {protocol.shots} shots, rule {protocol.rule}")
+        mean = ", mean over subjects" if protocol.average == "macro" else ""
+        click.echo(f"  {task.name}@{protocol.name:<18}{kind}, {protocol.shots} shots, rule {protocol.rule}{mean}")
         click.echo(f"  {'':<{len(task.name) + 19}}{protocol.about}")
     click.echo(f"\n  rules: {', '.join(task.rules)}")
+    if len(task.splits) > 1:
+        click.echo(f"  splits: {', '.join(task.splits)} (--split)")
     click.echo(f"\nOne prompt: python -m qwen_eval tasks show {task.name}@{task.protocols[0].name} --sample 0")
 
 
