@@ -81,12 +81,17 @@ class Dataset:
         if self.folder is None or not (self.folder / file).is_file():
             raise DataError(
                 f"{self.spec.name}: this protocol reads its exemplars from the file {file}, which is not there "
-                f"({self.origin}).\nNext: put it beside the dataset's files, or choose a protocol that is rebuilt from "
-                f"data (`python -m qwen_eval tasks show {self.spec.name}`)."
+                f"({self.origin}).\nNext: put it there"
+                + (f", get it with `python -m qwen_eval data fetch {self.spec.name}`" if self._is_public(file) else "")
+                + f", or choose another protocol (`python -m qwen_eval tasks show {self.spec.name}`)."
             )
         if not self.mini and file in self.digests and digest(self.folder / file) != self.digests[file]:
             self._warn(f"{self.spec.name}: {self.folder / file} is not the official file; prompts differ.")
         return read_text(self.folder / file)
+
+    def _is_public(self, file: str) -> bool:
+        """Whether `data fetch` brings a text."""
+        return bool(self.spec.texts.get(file, "source"))
 
     def _warn(self, line: str) -> None:
         if line not in self.warnings:
@@ -137,13 +142,17 @@ def find_dataset(
 
 
 def present_folder(spec: DatasetSpec, root: Path) -> Path | None:
-    """Return the folder under `root` that holds the dataset, in any known layout; None when it is not there."""
+    """Return the folder under `root` that holds the dataset, in any known layout; None when it is not there.
+
+    One file of it is enough: what is missing beside it is then an error, never a reason to use something else.
+    """
     for folder in spec.folders:
         candidate = root / folder
-        for split, files in spec.splits.items():
-            first = files.file.format(group=spec.groups[0] if spec.groups else "")
-            if (candidate / first).is_file() or any(candidate.glob(_parquet(spec, split))):
-                return candidate
+        files = {split.file.format(group=group) for split in spec.splits.values() for group in spec.groups or ("",)}
+        if any((candidate / file).is_file() for file in (*files, *spec.texts)):
+            return candidate
+        if any(any(candidate.glob(_parquet(spec, split))) for split in spec.splits):
+            return candidate
     return None
 
 

@@ -4,10 +4,12 @@ Nothing is chosen here: where two documents differ, both rows are given, each wi
 """
 
 import csv
+import re
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from functools import cache
 
-from qwen_eval.errors import UsageError, did_you_mean
+from qwen_eval.errors import UsageError
 from qwen_eval.paths import reported_root
 
 __all__ = ["THEMES", "Reported", "every", "models", "notes", "reported"]
@@ -93,15 +95,23 @@ def models() -> dict[str, int]:
 
 
 def reported(model: str) -> tuple[Reported, ...]:
-    """Return the published numbers of a model, upper and lower case alike. Raises UsageError for an unknown one."""
-    found = tuple(row for row in every() if row.model.lower() == model.lower())
+    """Return the published numbers of a model. Raises UsageError for an unknown one.
+
+    Upper and lower case, `-`, `_` and space are alike, and an organisation before the name does not matter.
+    """
+    found = tuple(row for row in every() if _plain(row.model) == _plain(model))
     if not found:
-        known = [name.lower() for name in models()]
+        close = get_close_matches(_plain(model), [_plain(name) for name in models()], n=1)
+        meant = next((f" Did you mean '{name}'?" for name in models() if close and _plain(name) == close[0]), "")
         raise UsageError(
-            f"No published scores of '{model}' are here.{did_you_mean(model, known)}\n"
+            f"No published scores of '{model}' are here.{meant}\n"
             "Next: `python -m qwen_eval compare --reported list` names every model that has some."
         )
     return found
+
+
+def _plain(model: str) -> str:
+    return re.sub(r"[\s_-]+", "-", model.rpartition("/")[2].strip().lower())
 
 
 def _rows(name: str) -> list[dict[str, str]]:

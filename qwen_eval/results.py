@@ -23,7 +23,7 @@ from typing import Any, Self
 from qwen_eval.errors import StoreError, UsageError
 from qwen_eval.task import Answer, Chosen, Generated, Measured, Request
 
-__all__ = ["RunFolder", "StoredAnswer", "read_answers", "read_records", "request_hash", "write_json"]
+__all__ = ["RunFolder", "StoredAnswer", "read_answers", "read_metrics", "read_records", "request_hash", "write_json"]
 
 KINDS: dict[str, type[Generated] | type[Chosen] | type[Measured]] = {
     "generated": Generated,
@@ -233,16 +233,23 @@ def read_answers(file: Path) -> tuple[list[StoredAnswer], int]:
     return answers, len(content) - len(torn)
 
 
+def read_metrics(run: Path) -> dict[str, Any]:
+    """Return the metrics of a finished run, its manifest among them. Raises StoreError where there are none."""
+    try:
+        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        if {"n", "task"} <= metrics.keys() and (run / "records.jsonl").is_file():
+            return dict(metrics)
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise StoreError(
+        f"{run}: expected a finished run with records.jsonl and metrics.json, found none.\nNext: finish the run."
+    )
+
+
 def read_records(run: Path) -> list[dict[str, Any]]:
     """Return the records of a finished run. Raises StoreError for a missing, damaged or incomplete file."""
-    file = run / "records.jsonl"
-    try:
-        lines = file.read_bytes().split(b"\n")
-        expected: int = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["n"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise StoreError(
-            f"{run}: expected a finished run with records.jsonl and metrics.json, found none.\nNext: finish the run."
-        ) from None
+    file, expected = run / "records.jsonl", read_metrics(run)["n"]
+    lines = file.read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines[: -1 if not lines[-1] else None], 1):
         try:

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from qwen_eval.data import Dataset
-from qwen_eval.errors import Interrupted, StoreError, UsageError
+from qwen_eval.errors import Interrupted, StoreError, UsageError, did_you_mean
 from qwen_eval.models.base import Model
 from qwen_eval.results import RunFolder, StoredAnswer, checksum, request_hash
 from qwen_eval.scoring import metrics, record, submission
@@ -91,9 +91,10 @@ def make_plan(
     spreads over them: in equal numbers where the score is a mean over groups, in proportion to their sizes where it is
     one over items. A larger limit always contains a smaller.
     """
-    split = split or task.splits[0]
+    split = task.splits[0] if split is None else split
     if split not in task.splits:
-        raise UsageError(f"--split {split}: {task.name} is evaluated on {' or '.join(task.splits)}.")
+        meant = did_you_mean(split, task.splits)
+        raise UsageError(f"--split {split}: {task.name} is evaluated on {' or '.join(task.splits)}.{meant}")
     count = protocol.shots if shots is None else shots
     if count not in protocol.shots_allowed:
         allowed = protocol.shots_allowed
@@ -141,12 +142,16 @@ def _limited(total: int, limit: int | float | None) -> int:
 
 
 def _spread(samples: Sequence[Sample], *, proportional: bool) -> list[Sample]:
-    """Order samples so that any beginning is spread over the groups, equally or in proportion to their sizes."""
+    """Order samples so that any beginning is spread over the groups, equally or in proportion to their sizes.
+
+    Which groups come first is drawn by a hash of their names, so that a small part is no choice by alphabet or size.
+    """
     sizes = Counter(sample.group for sample in samples)
+    drawn = {group: int(checksum(group), 16) / 16**16 for group in sizes}
     seen: Counter[str] = Counter()
     rank = []
     for sample in samples:
-        rank.append((seen[sample.group] + 0.5) / sizes[sample.group] if proportional else seen[sample.group])
+        rank.append((seen[sample.group] + drawn[sample.group]) / (sizes[sample.group] if proportional else 1))
         seen[sample.group] += 1
     return [sample for _, sample in sorted(zip(rank, samples, strict=True), key=lambda pair: pair[0])]
 

@@ -71,7 +71,7 @@ def on_kind(rule: Callable[[str, str, bool], Verdict]) -> Rule:
 
 def worked(dataset: Rows) -> Callable[[str], str]:
     """The description and the exemplars of a subtask, without the canary line and the rule below it."""
-    return lambda subtask: dataset.text(f"cot-prompts/{subtask}.txt").split("\n", 2)[2]
+    return lambda subtask: dataset.text(f"cot-prompts/{subtask}.txt").partition("\n-----\n")[2]
 
 
 INSTRUCTION = "Follow the given examples and answer the question.\n"

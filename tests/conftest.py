@@ -126,6 +126,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_fil
             "qwen2": lambda: transformers.Qwen2Config(**common),
             "llama": lambda: transformers.LlamaConfig(**common),
             "qwen3": lambda: transformers.Qwen3Config(**common, head_dim=8),
+            "mistral": lambda: transformers.MistralConfig(**common, sliding_window=24),
             "gemma3": lambda: transformers.Gemma3TextConfig(
                 **{**common, "num_hidden_layers": 6}, head_dim=8, sliding_window=16
             ),

@@ -358,6 +358,14 @@ def test_damaged_scoring_input_is_named_by_line(cli: Cli, tmp_path: Path) -> Non
         assert says in err
 
 
+def test_a_run_of_another_task_is_not_scored(cli: Cli, tmp_path: Path, chat_model: str) -> None:
+    assert cli("run", "--task", "gsm8k@qwen-chat", "--model", chat_model, "--limit", "1")[0] == 0
+    (run,) = (tmp_path / "results").glob("*/*")
+    code, _, err = cli("score", "--task", "math", "--input", str(run), "--output", "out.jsonl")
+    assert code == 2
+    assert "expected a run of math, found one of gsm8k" in err
+
+
 def test_an_id_that_is_no_sample_is_named(cli: Cli, tmp_path: Path, real_data: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"id": 1318, "output": ""}\n{"id": 1319, "output": ""}\n')
     code, _, err = cli(

@@ -274,7 +274,7 @@ def test_where_nothing_is_reported_a_line_says_so(cli: Cli, tmp_path: Path) -> N
     code, out, _ = cli("--reported", "Qwen-7B", "r")
     assert code == 0
     (row,) = (line for line in out.splitlines() if line.startswith("gsm8k@qwen-chat"))
-    assert row.endswith("nothing reported")
+    assert row.endswith("reported for base only")
     assert "-  " in row
 
 
@@ -344,10 +344,10 @@ def test_runs_on_the_small_sets_are_named_and_left_out(cli: Cli, tmp_path: Path)
     ("words", "says"),
     [
         (["."], "Expected --reported MODEL"),
-        (["--reported", "Qwen-7B"], "found none: no path"),
+        (["--reported", "Qwen-7B"], "found none: results"),
         (["--reported", "Qwen-7B", "nowhere"], "found none: nowhere"),
         (["--reported", "Qwen-7B", "."], "Expected a folder with finished runs"),
-        (["--reported", "Qwen-7BB", "."], "Did you mean 'qwen-7b'?"),
+        (["--reported", "Qwen-7BB", "."], "Did you mean 'Qwen-7B'?"),
         (["--reported", "Qwen-7B", "--by", "subject", "."], "--by"),
     ],
     ids=" ".join,

@@ -19,6 +19,7 @@ from qwen_eval.errors import DataError
 from qwen_eval.fetch import Pin, Unreachable, fetch, pins
 from qwen_eval.paths import home
 from qwen_eval.registry import Entry
+from qwen_eval.runner import make_plan
 from qwen_eval.task import DatasetSpec, Hub, SplitSpec
 
 ROWS = [{"question": f"{number}+1?", "answer": f"#### {number + 1}"} for number in range(4)]
@@ -142,6 +143,21 @@ def test_a_changed_text_of_exemplars_is_used_with_a_warning(
         assert dataset.text("minerva_4shot_prompt.txt") == "Problem:"
     assert [line for line in dataset.warnings if "is not the official file" in line] == dataset.warnings
     assert len(dataset.warnings) == 1
+
+
+@pytest.mark.parametrize("missing", ["bbh/boolean_expressions.json", "cot-prompts/snarks.txt"])
+def test_a_missing_file_is_an_error_never_a_reason_to_use_the_mini_set(
+    tmp_path: Path, entries: dict[str, Entry], real_data: Path, missing: str
+) -> None:
+    shutil.copytree(real_data / "bbh", tmp_path / "bbh")
+    (tmp_path / "bbh").chmod(0o755)
+    (tmp_path / "bbh" / missing).parent.chmod(0o755)
+    (tmp_path / "bbh" / missing).unlink()
+    entry = entries["bbh"]
+    dataset = find_dataset(entry.task.data, tasks=entry.folder, data_dir=tmp_path, network=False)
+    assert not dataset.mini
+    with pytest.raises(DataError, match=Path(missing).name):
+        make_plan(entry.task, entry.task.protocols[0], dataset)
 
 
 def test_a_short_file_is_an_error_never_a_smaller_set(tmp_path: Path) -> None:

@@ -145,10 +145,10 @@ def test_known_numbers(model: str, task: str, shots: str, values: set[str]) -> N
 
 
 def test_a_model_is_found_in_any_case_and_an_unknown_one_is_named() -> None:
-    assert reported("qwen-7b") == reported("Qwen-7B")
+    assert reported("qwen-7b") == reported("Qwen/Qwen-7B") == reported("QWEN_7B") == reported("Qwen-7B")
     assert all(row.model == "Qwen-7B" for row in reported("Qwen-7B"))
     assert sum(models().values()) == len(ROWS)
-    with pytest.raises(UsageError, match=r"Did you mean 'qwen-7b-chat'\?\nNext: .*--reported list"):
+    with pytest.raises(UsageError, match=r"Did you mean 'Qwen-7B-Chat'\?\nNext: .*--reported list"):
         reported("Qwen-7B-Chatt")
 
 

@@ -148,7 +148,7 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, content: str) -> None:
 )
 def test_damaged_records_are_refused(tmp_path: Path, damage: Any, says: str) -> None:
     with RunFolder(tmp_path, MANIFEST) as folder:
-        folder.write_derived([{"doc_id": str(number), "text": "18"} for number in range(3)], {"n": 3})
+        folder.write_derived([{"doc_id": str(number), "text": "18"} for number in range(3)], {"n": 3, "task": "toy"})
     file = tmp_path / "records.jsonl"
     file.write_bytes(b"\n".join(damage(file.read_bytes().split(b"\n")[:-1])) + b"\n")
     with pytest.raises(StoreError, match=says):

@@ -50,8 +50,9 @@ NEEDED: dict[str, type] = {
 def compare(*, names: Sequence[str], paths: Sequence[Path], by: str, format: str) -> None:
     """Set finished runs beside the published scores of a model. PATH: a run folder, a model's folder, or all results.
 
-    A difference is judged where task, protocol, shots and split are the same. The published number is taken as fixed;
-    its own sampling error on the same items is not known.
+    A run stands beside every number of its task that is reported for its kind of model, base or chat. A difference is
+    judged where task, protocol, shots and split are the same. The published number is taken as fixed; its own sampling
+    error on the same items is not known.
     """
     if "list" in names:
         for name, count in models().items():
@@ -63,7 +64,7 @@ def compare(*, names: Sequence[str], paths: Sequence[Path], by: str, format: str
             "Next: `python -m qwen_eval compare --reported list` names every model that has some."
         )
     rows = [row for name in dict.fromkeys(names) for row in reported(name)]
-    runs = [_with_task(metrics) for metrics in _comparable(paths)]
+    runs = [_with_task(metrics) for metrics in _comparable(paths or [Path("results")])]
     click.echo(table(lines(runs, rows, by=by), notes(), format=format))
 
 

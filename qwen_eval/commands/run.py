@@ -47,6 +47,13 @@ __all__ = ["run"]
     "--shots", type=click.IntRange(min=0), metavar="N", help="Exemplars in the prompt, where the protocol allows it."
 )
 @option("--batch-size", type=BatchSize(), default="auto", show_default=True, help="Rows computed together.")
+@option(
+    "--engine",
+    type=click.Choice(("auto", "reference")),
+    default="auto",
+    show_default=True,
+    help="auto shares prefixes where it is known to be right; reference is the plain, slow one.",
+)
 @option("--dtype", default="auto", show_default=True, help="float32, bfloat16 or float16; auto: by device.")
 @option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
 @option(
@@ -96,6 +103,7 @@ def run(
     limit: int | float | None,
     shots: int | None,
     batch_size: int | None,
+    engine: str,
     dtype: str,
     device: str,
     seed: int,
@@ -118,11 +126,11 @@ def run(
     datasets = _datasets([entry for entry, _ in wanted], data_dir, allow_mini=not no_mini)
     if not dry_run:
         _check_writable(output_dir)
-    engine = _engine(model, dtype=dtype, device=device, batch_size=batch_size)
+    answering = _engine(model, engine=engine, dtype=dtype, device=device, batch_size=batch_size)
     from qwen_eval.registry import default_protocol, protocol
     from qwen_eval.runner import make_plan
 
-    as_chat = chat or (not base and engine.identity.chat)
+    as_chat = chat or (not base and answering.identity.chat)
     plans = []
     for entry, named in wanted:
         chosen = protocol(entry.task, named) if named else default_protocol(entry.task, chat=as_chat)
@@ -140,15 +148,15 @@ def run(
                 published_truncation=published_truncation,
             )
         )
-        _check_renders(plans[-1], engine, model)
+        _check_renders(plans[-1], answering, model)
     for warning in dict.fromkeys(line for dataset in datasets.values() for line in dataset.warnings):
         _say(f"Warning: {warning}")
     if dry_run:
         from qwen_eval.commands.dry_run import print_dry_run
 
-        print_dry_run(plans, engine, format)
+        print_dry_run(plans, answering, format)
         return
-    _run_all(plans, engine, output_dir, seed=seed, overwrite=overwrite, format=format, by=by)
+    _run_all(plans, answering, output_dir, seed=seed, overwrite=overwrite, format=format, by=by)
 
 
 def _kind(chat: bool, base: bool) -> tuple[bool, bool]:
@@ -203,7 +211,7 @@ def _check_writable(folder: Path) -> None:
         ) from None
 
 
-def _engine(model: str, *, dtype: str, device: str, batch_size: int | None) -> "Model":
+def _engine(model: str, *, engine: str, dtype: str, device: str, batch_size: int | None) -> "Model":
     from qwen_eval.models.transformers.checkpoint import checked_dtype, locate
 
     if dtype != "auto":
@@ -211,9 +219,9 @@ def _engine(model: str, *, dtype: str, device: str, batch_size: int | None) -> "
     checkpoint = locate(model)
     # Idle worker threads that spin steal the processor from whoever has work on a busy machine; read at torch's import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from qwen_eval.models.transformers.reference import ReferenceModel
+    from qwen_eval.models.transformers.engine import open_model
 
-    return ReferenceModel(checkpoint, dtype=dtype, device=device, batch_size=batch_size)
+    return open_model(checkpoint, engine=engine, say=_say, dtype=dtype, device=device, batch_size=batch_size)
 
 
 def _check_renders(plan: "Plan", engine: "Model", model: str) -> None:

@@ -94,8 +94,11 @@ def _rules(task: Task, wanted: Sequence[str]) -> list[str]:
 
 def _of_run(task: Task, run: Path) -> Iterator[tuple[Any, str, Sample]]:
     """Yield id, output and sample of a finished run: its records hold the items it was run on, so no data is needed."""
-    from qwen_eval.results import read_records
+    from qwen_eval.results import read_metrics, read_records
 
+    found = read_metrics(run)["task"]
+    if found != task.name:
+        raise UsageError(f"{run}: expected a run of {task.name}, found one of {found}.")
     for number, record in enumerate(read_records(run), 1):
         try:
             text = record["outputs"][-1].get("text")
@@ -106,8 +109,6 @@ def _of_run(task: Task, run: Path) -> Iterator[tuple[Any, str, Sample]]:
             ) from None
         if text is None:
             raise UsageError(f"{run}: this run compared log-probabilities; it has no text outputs to score.")
-        if any(letter not in sample.row for letter in task.letters):
-            raise UsageError(f"{run}: expected a run of {task.name}, found another task's.")
         yield sample.id, text, sample
 
 

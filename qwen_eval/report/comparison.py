@@ -6,6 +6,7 @@ published. So a verdict says whether the measured 95 % interval reaches it, and 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from qwen_eval.report.tables import draw
@@ -46,16 +47,19 @@ class Run:
 class Line:
     """A score of a run beside a reported number, or beside None where nothing is reported.
 
-    `category` is "" for the whole run. `score`, `low` and `high` are in percent, None where they are withheld.
+    `category` is "" for the whole run, `model` the reported model, `other_kind` whether numbers are reported for the
+    other kind of model (base, chat) only. `score`, `low` and `high` are in percent, None where they are withheld.
     """
 
     run: Run
+    model: str
     category: str
     n: int
     score: float | None
     low: float | None
     high: float | None
     reported: Reported | None
+    other_kind: bool = False
 
     @property
     def difference(self) -> float | None:
@@ -81,7 +85,8 @@ class Line:
     def verdict(self) -> str:
         """Where the measured score stands to the reported one, or what differs between the two."""
         if self.reported is None:
-            return "nothing reported"
+            other = "base" if self.run.chat else "chat"
+            return f"reported for {other} only" if self.other_kind else "nothing reported"
         if self.score is None:
             return "no score"
         if self.differs:
@@ -103,22 +108,28 @@ def lines(runs: Sequence[Run], reported: Sequence[Reported], *, by: str = "task"
     """
     found = []
     for run in runs:
-        own = [row for row in reported if _belongs(row, run)]
-        whole: list[Reported | None] = [row for row in own if not row.part]
-        scores = _whole(run.metrics)
-        found += [Line(run=run, category="", reported=row, **scores) for row in whole or [None]]
-        for name, part in run.metrics["categories"].items() if by == "category" else ():
-            found += [
-                Line(run=run, category=name, reported=row, **_scores(part))
-                for row in own
-                if row.part and _plain(row.part) == _plain(name)
-            ]
+        for model in dict.fromkeys(row.model for row in reported):
+            task = [row for row in reported if row.model == model and _same_task(row, run)]
+            own = [row for row in task if _same_kind(row, run)]
+            whole: list[Reported | None] = [row for row in own if not row.part]
+            line = partial(Line, run=run, model=model, other_kind=bool(task) and not own)
+            found += [line(category="", reported=row, **_whole(run.metrics)) for row in whole or [None]]
+            for name, part in run.metrics["categories"].items() if by == "category" else ():
+                found += [
+                    line(category=name, reported=row, **_scores(part))
+                    for row in own
+                    if row.part and _plain(row.part) == _plain(name)
+                ]
     return found
 
 
-def _belongs(row: Reported, run: Run) -> bool:
+def _same_task(row: Reported, run: Run) -> bool:
+    return row.task == run.metrics["task"] and row.is_share
+
+
+def _same_kind(row: Reported, run: Run) -> bool:
     kind = {True: "chat", False: "base", None: ""}[run.chat]
-    return row.task == run.metrics["task"] and row.is_share and (not row.kind or not kind or row.kind == kind)
+    return not row.kind or not kind or row.kind == kind
 
 
 def _plain(category: str) -> str:
@@ -191,12 +202,12 @@ def _notes(line: Line) -> tuple[str, ...]:
 
 
 def _row(line: Line, marks: Mapping[str, str]) -> dict[str, str]:
-    """One line for people. A protocol is named where it is not the run's; "inferred": the run's, but not as stated."""
+    """One line for people. A protocol is named where it is not the run's own, or where that it is has been inferred."""
     row, run = line.reported, line.run
     part_of_whole = run.total is not None and not line.category and line.n < run.total
     protocol = "" if row is None else row.protocol or "none of ours"
     if row and protocol == run.name:
-        protocol = "inferred" if row.protocol_evidence == "inferred" else ""
+        protocol = "the run's (inferred)" if row.protocol_evidence == "inferred" else ""
     return {
         "Task": run.name,
         "Category": line.category,
@@ -205,7 +216,7 @@ def _row(line: Line, marks: Mapping[str, str]) -> dict[str, str]:
         "Measured": "-" if line.score is None else f"{line.score:.1f}",
         "95 % interval": "-" if line.low is None or line.high is None else f"{line.low:.1f} to {line.high:.1f}",
         "Reported": f"{row.value} {''.join(marks[each] for each in row.notes)}".rstrip() if row else "-",
-        "Reported model": row.model if row else "-",
+        "Reported model": line.model,
         "Protocol": protocol,
         "Shots": (row.shots or "-") if row else "-",
         "Precision": row.precision if row else "",
@@ -233,7 +244,7 @@ def _record(line: Line, notes: Mapping[str, str]) -> dict[str, Any]:
         "low": _rounded(line.low, 4),
         "high": _rounded(line.high, 4),
         "reported": row.number if row else None,
-        **{f"reported_{name}": fields[name] for name in names},
+        **{f"reported_{name}": fields[name] for name in names} | {"reported_model": line.model},
         "difference": _rounded(line.difference, 4),
         "verdict": line.verdict,
         "note": " ".join(notes[each] for each in _notes(line)),

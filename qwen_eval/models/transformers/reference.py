@@ -31,7 +31,7 @@ from qwen_eval.task import (
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ReferenceModel"]
+__all__ = ["ReferenceModel", "Row", "left_cut"]
 
 AUTO_BATCH = 32
 AUTO_BATCH_CHOOSE_CPU = 8
@@ -41,7 +41,7 @@ CHUNK = 512
 
 
 @dataclass
-class _Row:
+class Row:
     """One request in a batch, and what has been generated for it."""
 
     ticket: int
@@ -54,6 +54,8 @@ class _Row:
 
 class ReferenceModel:
     """A local checkpoint. The tokenizer is loaded at once, the weights when the first answer is wanted."""
+
+    engine = "reference"
 
     def __init__(
         self, checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "auto", batch_size: int | None = None
@@ -78,15 +80,16 @@ class ReferenceModel:
             raise ModelError(
                 f"{checkpoint.folder}: this configuration cannot be read ({first_line(error)})."
             ) from error
-        self.window: int = getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-        self._auto_batch = AUTO_BATCH if kind == "cuda" else _rows_in_memory(config.get_text_config())
+        self.config = config.get_text_config()
+        self.window: int = getattr(self.config, "max_position_embeddings", None) or 1 << 30
+        self._auto_batch = AUTO_BATCH if kind == "cuda" else _rows_in_memory(self.config)
         template = self.tokenizer.template
         self.identity = Identity(
             name=checkpoint.name,
             fingerprint=fingerprint(checkpoint.folder),
             dtype=self.dtype,
             device=torch.cuda.get_device_name(self.device) if kind == "cuda" else kind,
-            engine="reference",
+            engine=self.engine,
             chat=self.tokenizer.is_chat,
             chat_template=None if template is None else _hash(template),
             exact=self.dtype == "float32",
@@ -95,7 +98,7 @@ class ReferenceModel:
         self._queue: list[tuple[int, Request]] = []
         self._sorted = True
         self._report: Callable[[int], None] = lambda tokens: None
-        self._counters = {"prompt_tokens": 0, "new_tokens": 0, "decode_slots": 0, "batches": 0}
+        self._counters = dict.fromkeys(("prompt_tokens", "computed_tokens", "new_tokens", "decode_slots", "batches"), 0)
         self._model: Any = None
 
     # ---------------------------------------------------------------------------------------------- the model protocol
@@ -165,14 +168,13 @@ class ReferenceModel:
     def _generate(self, batch: Sequence[tuple[int, Generate]]) -> list[tuple[int, Answer | Failed]]:
         """Decode greedily; a row leaves the batch with its end token, its stop string or its limit."""
         answers: list[tuple[int, Answer | Failed]] = []
-        rows: list[_Row] = []
+        rows: list[Row] = []
         for ticket, request in batch:
-            prompt, cut = _left_cut(self.tokenizer.encode_prompt(request.prompt), request.cut)
-            room = self.window - len(prompt)
-            if room < 1:
-                answers.append((ticket, self._too_long(len(prompt))))
+            row = self._row(ticket, request)
+            if isinstance(row, Failed):
+                answers.append((ticket, row))
             else:
-                rows.append(_Row(ticket, request, prompt, cut, min(request.max_new_tokens, room)))
+                rows.append(row)
         if not rows:
             return answers
         ids, mask = self._left_padded([row.prompt for row in rows])
@@ -196,7 +198,15 @@ class ReferenceModel:
             mask = _with_column(mask)
             logits, cache = self._forward(ids, mask, cache, keep=1)
 
-    def _finished(self, row: _Row) -> Generated | None:
+    def _row(self, ticket: int, request: Generate) -> Row | Failed:
+        """Tokenize a prompt; fail where it leaves no room in the window."""
+        prompt, cut = left_cut(self.tokenizer.encode_prompt(request.prompt), request.cut)
+        room = self.window - len(prompt)
+        if room < 1:
+            return self._too_long(len(prompt))
+        return Row(ticket, request, prompt, cut, min(request.max_new_tokens, room))
+
+    def _finished(self, row: Row) -> Generated | None:
         """Return the answer of a row that is done, else None."""
         chat = isinstance(row.request.prompt, Chat)
         self._counters["new_tokens"] += 1
@@ -222,7 +232,7 @@ class ReferenceModel:
         single: list[tuple[int, list[int], list[int], int]] = []
         for ticket, request in batch:
             context, options = self.tokenizer.continuations(request.prompt, request.options)
-            context, cut = _left_cut(context, request.cut)
+            context, cut = left_cut(context, request.cut)
             if len(context) + max(map(len, options)) - 1 > self.window:
                 answers[ticket] = self._too_long(len(context))
             elif all(len(option) == 1 for option in options):
@@ -253,9 +263,7 @@ class ReferenceModel:
         return Chosen(logprobs=tuple(values), prompt_tokens=len(context), cut_tokens=cut)
 
     def _measure(self, request: Perplexity) -> Measured | Failed:
-        """Negative log-likelihood block by block, each block in chunks after its own cache; sums in float64."""
-        import torch
-
+        """Negative log-likelihood block by block."""
         ids = self.tokenizer.encode(request.text, control=False)
         if request.block > self.window:
             return self._too_long(request.block)
@@ -263,19 +271,24 @@ class ReferenceModel:
         sizes: list[int] = []
         for start in range(0, len(ids) - request.block + 1, request.block):
             block = ids[start : start + request.block]
-            total, cache = 0.0, None
-            for at in range(0, len(block) - 1, CHUNK):
-                part = torch.tensor([block[at : min(at + CHUNK, len(block) - 1)]], device=self.device)
-                mask = torch.ones(1, at + part.shape[1], dtype=torch.long, device=self.device)
-                logits, cache = self._forward(part, mask, cache, keep=0)
-                wanted = torch.tensor(block[at + 1 : at + 1 + part.shape[1]], device=self.device)
-                total += float(
-                    torch.nn.functional.cross_entropy(logits[0].float(), wanted, reduction="none").double().sum()
-                )
-            nll.append(total)
+            nll.append(self._block_nll(block))
             sizes.append(len(self.tokenizer.decode(block).encode()))
             self._counters["prompt_tokens"] += len(block)
         return Measured(nll=tuple(nll), tokens=(request.block - 1,) * len(nll), bytes=tuple(sizes))
+
+    def _block_nll(self, block: list[int]) -> float:
+        """Negative log-likelihood of a block, chunk by chunk after its own cache; the sum in float64."""
+        import torch
+
+        total, cache = 0.0, None
+        for at in range(0, len(block) - 1, CHUNK):
+            part = torch.tensor([block[at : min(at + CHUNK, len(block) - 1)]], device=self.device)
+            mask = torch.ones(1, at + part.shape[1], dtype=torch.long, device=self.device)
+            logits, cache = self._forward(part, mask, cache, keep=0)
+            wanted = torch.tensor(block[at + 1 : at + 1 + part.shape[1]], device=self.device)
+            nll = torch.nn.functional.cross_entropy(logits[0].float(), wanted, reduction="none")
+            total += float(nll.double().sum())
+        return total
 
     # ------------------------------------------------------------------------------------------------------- forwards
 
@@ -304,6 +317,7 @@ class ReferenceModel:
             logits_to_keep=keep,
         )
         self._report(ids.numel())
+        self._counters["computed_tokens"] += ids.numel()
         return out.logits, out.past_key_values
 
     def _weights(self) -> Any:
@@ -356,7 +370,7 @@ def _kind_and_length(item: tuple[int, Request]) -> tuple[str, int]:
     return type(request).__name__, -length
 
 
-def _left_cut(ids: list[int], cut: LeftCut | None) -> tuple[list[int], int]:
+def left_cut(ids: list[int], cut: LeftCut | None) -> tuple[list[int], int]:
     """Apply a protocol's own cut; return the ids that stay and how many went."""
     if cut is None or len(ids) <= cut.over:
         return ids, 0

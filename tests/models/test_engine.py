@@ -1,0 +1,178 @@
+"""The engine against the reference engine at batch 1: the same tokens, the same numbers, each prefix computed once."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qwen_eval.models.transformers.checkpoint import Checkpoint
+from qwen_eval.models.transformers.engine import PackedModel, supports
+from qwen_eval.models.transformers.prefixes import PrefixWalk, common_length
+from qwen_eval.models.transformers.reference import ReferenceModel
+from qwen_eval.prompts import chat
+from qwen_eval.task import Answer, Choose, Chosen, Failed, Generate, Generated, LeftCut, Measured, Perplexity, Request
+
+KINDS = ["qwen2", "llama", "qwen3", "gemma3", "mistral"]
+SHOTS = "Ann has 3 apples and buys 4 more. She has 7.\n\nHe pays 12 dollars for 3 pens. One costs 4.\n\n"
+DEEPER = (
+    SHOTS + "Nine boxes hold 8 cups each. How many cups are there in all of the boxes together, if two are empty?\n"
+)
+TEXTS = [
+    SHOTS + "x",
+    DEEPER + "A",
+    DEEPER + "B",
+    SHOTS + "A train leaves at 9.",
+    "Alone, with nothing shared.",
+    "x",
+    SHOTS,
+]
+
+
+def answers_of(model: ReferenceModel, requests: list[Request]) -> list[Answer | Failed]:
+    for ticket, request in enumerate(requests):
+        model.submit(ticket, request)
+    answers: dict[int, Answer | Failed] = {}
+    while arrived := model.collect():
+        assert not answers.keys() & dict(arrived).keys()
+        answers |= dict(arrived)
+    return [answers[ticket] for ticket in range(len(requests))]
+
+
+def compare(folder: Path, requests: list[Request], *, batch_size: int | None) -> Mapping[str, int | float | str]:
+    """Ask both engines; the answers must be the same. Returns the engine's counters."""
+    slow = ReferenceModel(Checkpoint("tiny", folder), device="cpu", batch_size=1)
+    fast = PackedModel(Checkpoint("tiny", folder), device="cpu", batch_size=batch_size)
+    for got, expected in zip(answers_of(fast, requests), answers_of(slow, requests), strict=True):
+        if isinstance(expected, Chosen):
+            assert isinstance(got, Chosen)
+            assert got.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+            assert (got.prompt_tokens, got.cut_tokens) == (expected.prompt_tokens, expected.cut_tokens)
+        elif isinstance(expected, Measured):
+            assert isinstance(got, Measured)
+            assert got.nll == pytest.approx(expected.nll, abs=1e-3)
+        else:
+            assert got == expected
+    return fast.counters()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [1, 2, 3, None])
+def test_generation_is_that_of_the_reference(
+    kind: str, batch_size: int | None, tiny_checkpoint: Callable[..., Path]
+) -> None:
+    requests: list[Request] = [Generate(prompt=text, max_new_tokens=12 + 5 * at) for at, text in enumerate(TEXTS)]
+    requests += [Generate(prompt=chat(text), max_new_tokens=30) for text in TEXTS[:3]]
+    requests += [Generate(prompt=text, max_new_tokens=40, stops=("e", "th")) for text in TEXTS]
+    compare(tiny_checkpoint(kind), requests, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [1, 3, None])
+def test_options_are_those_of_the_reference(
+    kind: str, batch_size: int | None, tiny_checkpoint: Callable[..., Path]
+) -> None:
+    requests: list[Request] = [Choose(prompt=text, options=(" A", " B")) for text in TEXTS]
+    requests += [Choose(prompt=text, options=("a", " twelve", " a long way to go", "")[:3]) for text in TEXTS]
+    requests += [Choose(prompt=chat(TEXTS[1]), options=("A", "B"), cut=LeftCut(over=20, keep=17))]
+    compare(tiny_checkpoint(kind), requests, batch_size=batch_size)
+
+
+def test_everything_at_once(tiny_checkpoint: Callable[..., Path]) -> None:
+    requests: list[Request] = [
+        Perplexity(text=" ".join(TEXTS), block=40),
+        Generate(prompt=TEXTS[0], max_new_tokens=9),
+        Choose(prompt=TEXTS[1], options=("a", "b")),
+        Generate(prompt="x " * 5000, max_new_tokens=9),
+        Choose(prompt="x " * 5000, options=("a", "b")),
+        Perplexity(text=TEXTS[0], block=5000),
+    ]
+    compare(tiny_checkpoint("qwen2"), requests, batch_size=4)
+
+
+words = st.sampled_from(["Ann ", "has ", "3 ", "apples ", SHOTS, DEEPER])
+prompts = st.lists(st.lists(words, min_size=1, max_size=4).map("".join), min_size=1, max_size=7)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(prompts, st.integers(1, 4), st.randoms(use_true_random=False), st.sampled_from(KINDS))
+def test_no_order_batch_or_sharing_changes_an_answer(
+    tiny_checkpoint: Callable[..., Path], texts: list[str], batch_size: int, draw: object, kind: str
+) -> None:
+    requests: list[Request] = [
+        request
+        for at, text in enumerate(texts)
+        for request in (
+            Generate(prompt=text, max_new_tokens=1 + 7 * (at % 3)),
+            Choose(prompt=text, options=("a", " has")),
+        )
+    ]
+    draw.shuffle(requests)  # type: ignore[attr-defined]
+    compare(tiny_checkpoint(kind), requests, batch_size=batch_size)
+
+
+def test_requests_that_come_while_others_run_join_them(tiny_checkpoint: Callable[..., Path]) -> None:
+    """The next turns of a dialogue: submitted when the first answers are there."""
+    folder = tiny_checkpoint("qwen2")
+    model = PackedModel(Checkpoint("tiny", folder), device="cpu", batch_size=2)
+    first: list[Request] = [Generate(prompt=text, max_new_tokens=4 + 9 * at) for at, text in enumerate(TEXTS)]
+    for ticket, request in enumerate(first):
+        model.submit(ticket, request)
+    answers: dict[int, Answer | Failed] = {}
+    follow: dict[int, Request] = {}
+    while arrived := model.collect():
+        for ticket, answer in arrived:
+            answers[ticket] = answer
+            if ticket < 100 and isinstance(answer, Generated):
+                follow[ticket + 100] = Generate(prompt=TEXTS[ticket] + answer.text, max_new_tokens=6)
+                model.submit(ticket + 100, follow[ticket + 100])
+    expected = answers_of(
+        ReferenceModel(Checkpoint("tiny", folder), device="cpu", batch_size=1), [*first, *follow.values()]
+    )
+    assert [answers[ticket] for ticket in (*range(len(first)), *follow)] == expected
+
+
+def test_a_shared_prefix_is_computed_once(tiny_checkpoint: Callable[..., Path]) -> None:
+    folder = tiny_checkpoint("qwen2")
+    model = PackedModel(Checkpoint("tiny", folder), device="cpu")
+    requests: list[Request] = [Choose(prompt=f"{DEEPER}{letter}", options=("a", "b")) for letter in "PQRSTUVW"]
+    lengths = [len(model.prompt_tokens(request)) for request in requests]
+    shared = len(model.prompt_tokens(Choose(prompt=DEEPER, options=("a",))))
+    answers_of(model, requests)
+    counters = model.counters()
+    assert counters["prompt_tokens"] == sum(lengths)
+    assert counters["computed_tokens"] == shared + sum(length - shared for length in lengths)
+
+
+def test_no_row_is_computed_after_its_end(tiny_checkpoint: Callable[..., Path]) -> None:
+    requests: list[Request] = [Generate(prompt=text, max_new_tokens=3 + 11 * (at % 4)) for at, text in enumerate(TEXTS)]
+    counters = compare(tiny_checkpoint("llama"), requests, batch_size=3)
+    # The first token of a row comes with its prompt; every slot after it makes one more.
+    assert counters["decode_slots"] == int(counters["new_tokens"]) - len(requests)
+
+
+def test_kinds_of_models_it_is_not_known_to_be_right_for_are_refused() -> None:
+    import transformers
+
+    assert supports(transformers.Qwen2Config())
+    assert not supports(transformers.GPT2Config())
+    assert not supports(transformers.Gemma2Config())
+
+
+# ------------------------------------------------------------------------------------------------------------ prefixes
+
+token_lists = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=60), min_size=1, max_size=12).map(sorted)
+
+
+@given(token_lists)
+def test_a_walk_cuts_where_prompts_part_and_leaves_a_token(lists: list[list[int]]) -> None:
+    from qwen_eval.models.transformers.packed import Prefix
+
+    walk = PrefixWalk(lists)
+    for index, prompt in enumerate(lists):
+        for end in walk.cuts(index):
+            assert any(common_length(prompt, later) >= end for later in lists[index + 1 :])
+            walk.held = Prefix(walk.held, end - (walk.held.end if walk.held else 0))
+        if walk.held is not None:
+            assert walk.held.end < len(prompt)
