@@ -13,7 +13,20 @@ from qwen_eval.prompts import LETTERS
 from qwen_eval.scorers import choice
 from qwen_eval.task import Choose, Generate, LeftCut, Protocol, Row, Rows, Rule, Sample, Verdict
 
-__all__ = ["BARE", "SPACED", "chat", "choose", "filled", "lettered_rules", "protocols", "rounds", "samples"]
+__all__ = [
+    "BARE",
+    "SPACED",
+    "chat",
+    "chinese_chat_item",
+    "chinese_item",
+    "chinese_lm_eval_item",
+    "choose",
+    "filled",
+    "lettered_rules",
+    "protocols",
+    "rounds",
+    "samples",
+]
 
 Build = Callable[[Rows, int], Callable[[Sample], Choose | Generate]]
 Text = Callable[[Row], str]
@@ -107,6 +120,24 @@ def filled(template: str, row: Row, columns: Sequence[str]) -> str:
     return template
 
 
+# ------------------------------------------------------------------------------- what C-Eval and CMMLU have in common
+
+
+def chinese_item(row: Row) -> str:
+    """An item of Qwen's base prompt: full-width colons, no header, no space before the letter."""
+    return f"问题：{row['question']}\n{prompts.lettered(row)}\n答案："
+
+
+def chinese_chat_item(row: Row) -> str:
+    """The user turn of Qwen's 0-shot chat prompt: no instruction."""
+    return f"{row['question']}\n\n{prompts.lettered(row)}\n"
+
+
+def chinese_lm_eval_item(row: Row) -> str:
+    """An item of lm-evaluation-harness: no prefix, the question stripped."""
+    return f"{row['question'].strip()}\n{prompts.lettered(row)}\n答案："
+
+
 def _exemplars(dataset: Rows, shots: int) -> dict[str, list[Row]]:
     """The first dev rows of every subject."""
     shown: dict[str, list[Row]] = {}
@@ -170,7 +201,7 @@ def protocols(
             chat=True,
             rule="first-capital",
             average="macro",
-            cut=LeftCut(over=1536, keep=1536),
+            cut=prompts.OPENCOMPASS_CUT,
         ),
         protocol("lm-eval", lm_eval, average="micro"),
     )

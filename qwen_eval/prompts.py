@@ -5,14 +5,26 @@ Two renderings of a conversation are fixed text here; every other one is the mod
 
 from collections.abc import Sequence
 
-from qwen_eval.task import Chat, Row, Turn
+from qwen_eval.task import Chat, LeftCut, Row, Turn
 
-__all__ = ["DEFAULT_SYSTEM", "LETTERS", "chat", "chatml", "lettered", "opencompass_chat", "opencompass_chatml"]
+__all__ = [
+    "DEFAULT_SYSTEM",
+    "LETTERS",
+    "OPENCOMPASS_CUT",
+    "chat",
+    "chatml",
+    "lettered",
+    "opencompass_chat",
+    "opencompass_chatml",
+]
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
 """The system turn of Qwen's chat scripts."""
 
 LETTERS = ("A", "B", "C", "D")
+
+OPENCOMPASS_CUT = LeftCut(over=1536, keep=1536)
+"""The left cut of OpenCompass' generation in 2023: a window of 2,048 tokens less 512 new ones."""
 
 
 def lettered(row: Row, letters: Sequence[str] = LETTERS) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from qwen_eval import prompts
 from qwen_eval.scorers import bbh
-from qwen_eval.task import DatasetSpec, Generate, LeftCut, Protocol, Rows, Rule, Sample, SplitSpec, Task, Verdict
+from qwen_eval.task import DatasetSpec, Generate, Protocol, Rows, Rule, Sample, SplitSpec, Task, Verdict
 
 MULTIPLE_CHOICE = (
     "date_understanding", "disambiguation_qa", "geometric_shapes", "hyperbaton", "logical_deduction_five_objects",
@@ -110,8 +110,6 @@ def lm_eval(dataset: Rows, shots: int) -> Callable[[Sample], Generate]:
     return request
 
 
-OPENCOMPASS_CUT = LeftCut(over=1536, keep=1536)
-
 TASK = Task(
     name="bbh",
     title="BIG-Bench Hard",
@@ -131,7 +129,7 @@ TASK = Task(
             average="macro",
             build=opencompass,
             about="OpenCompass bbh_gen_5bf00b: three worked exemplars, first 'answer is '",
-            cut=OPENCOMPASS_CUT,
+            cut=prompts.OPENCOMPASS_CUT,
         ),
         Protocol(
             name="opencompass-chat",
@@ -142,7 +140,7 @@ TASK = Task(
             average="macro",
             build=opencompass_chat,
             about="OpenCompass bbh_gen_5b92b0: the same in one user turn",
-            cut=OPENCOMPASS_CUT,
+            cut=prompts.OPENCOMPASS_CUT,
         ),
         Protocol(
             name="lm-eval",

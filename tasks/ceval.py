@@ -112,16 +112,6 @@ def submission(letters: Mapping[str, str | None]) -> dict[str, dict[str, str]]:
 # -------------------------------------------------------------------------------------------------------------- prompts
 
 
-def qwen_item(row: Row) -> str:
-    """An item of Qwen's base prompt: full-width colons, no header, no space before the letter."""
-    return f"问题：{row['question']}\n{prompts.lettered(row)}\n答案："
-
-
-def chat_item(row: Row) -> str:
-    """The user turn of Qwen's 0-shot chat prompt: no instruction."""
-    return f"{row['question']}\n\n{prompts.lettered(row)}\n"
-
-
 def opencompass_item(row: Row) -> str:
     """The user's part of an OpenCompass round: the header in every item, an ASCII colon and a space at the end."""
     template = (
@@ -129,11 +119,6 @@ def opencompass_item(row: Row) -> str:
         "{question}\nA. {A}\nB. {B}\nC. {C}\nD. {D}\n答案: "
     )
     return multiple_choice.filled(template, row, COLUMNS)
-
-
-def lm_eval_item(row: Row) -> str:
-    """An item of lm-evaluation-harness: no prefix, the question stripped."""
-    return f"{row['question'].strip()}\n{prompts.lettered(row)}\n答案："
 
 
 TASK = Task(
@@ -149,8 +134,14 @@ TASK = Task(
     submission=submission,
     protocols=multiple_choice.protocols(
         average="macro",
-        qwen=(multiple_choice.choose(qwen_item, options=BARE), "Qwen's base script: log-probability of 'A' … 'D'"),
-        qwen_chat=(multiple_choice.chat(chat_item), "Qwen's chat script: generation, seven-step extraction"),
+        qwen=(
+            multiple_choice.choose(multiple_choice.chinese_item, options=BARE),
+            "Qwen's base script: log-probability of 'A' … 'D'",
+        ),
+        qwen_chat=(
+            multiple_choice.chat(multiple_choice.chinese_chat_item),
+            "Qwen's chat script: generation, seven-step extraction",
+        ),
         opencompass=(
             # Without a chat template OpenCompass joins all parts, its own line breaks among them, with line breaks.
             multiple_choice.choose(
@@ -164,7 +155,7 @@ TASK = Task(
         ),
         lm_eval=(
             multiple_choice.choose(
-                lm_eval_item,
+                multiple_choice.chinese_lm_eval_item,
                 options=SPACED,
                 header=lambda subject: (
                     f"以下是中国关于{CHINESE_NAMES[subject]}的单项选择题，请选出其中的正确答案。\n\n"

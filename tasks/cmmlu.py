@@ -84,16 +84,6 @@ DATA = DatasetSpec(
 # -------------------------------------------------------------------------------------------------------------- prompts
 
 
-def qwen_item(row: Row) -> str:
-    """An item of Qwen's base prompt: full-width colons, no header, no space before the letter."""
-    return f"问题：{row['question']}\n{prompts.lettered(row)}\n答案："
-
-
-def chat_item(row: Row) -> str:
-    """The user turn of C-Eval's 0-shot chat prompt: no instruction."""
-    return f"{row['question']}\n\n{prompts.lettered(row)}\n"
-
-
 def header(subject: str) -> str:
     """The line above an item (OpenCompass) or above all (lm-evaluation-harness)."""
     return f"以下是关于{CHINESE_NAMES[subject]}的单项选择题，请直接给出正确答案的选项。\n"
@@ -103,11 +93,6 @@ def opencompass_item(row: Row) -> str:
     """The user's part of an OpenCompass round: the header in every item, nothing after the options."""
     template = header(row["group"]) + "题目：{question}\nA. {A}\nB. {B}\nC. {C}\nD. {D}"
     return multiple_choice.filled(template, row, ("question", *prompts.LETTERS))
-
-
-def lm_eval_item(row: Row) -> str:
-    """An item of lm-evaluation-harness: no prefix, the question stripped."""
-    return f"{row['question'].strip()}\n{prompts.lettered(row)}\n答案："
 
 
 TASK = Task(
@@ -124,8 +109,14 @@ TASK = Task(
     rules=multiple_choice.lettered_rules(choice.qwen_ceval),
     protocols=multiple_choice.protocols(
         average="macro",
-        qwen=(multiple_choice.choose(qwen_item, options=BARE), "Qwen's base script: log-probability of 'A' … 'D'"),
-        qwen_chat=(multiple_choice.chat(chat_item), "ours: C-Eval's chat prompt and rule (Qwen published none)"),
+        qwen=(
+            multiple_choice.choose(multiple_choice.chinese_item, options=BARE),
+            "Qwen's base script: log-probability of 'A' … 'D'",
+        ),
+        qwen_chat=(
+            multiple_choice.chat(multiple_choice.chinese_chat_item),
+            "ours: C-Eval's chat prompt and rule (Qwen published none)",
+        ),
         opencompass=(
             # Without a chat template OpenCompass joins all parts, its own line breaks among them, with line breaks.
             multiple_choice.choose(
@@ -138,7 +129,9 @@ TASK = Task(
             "OpenCompass cmmlu_gen_c13365: five rounds, first upper-case character",
         ),
         lm_eval=(
-            multiple_choice.choose(lm_eval_item, options=SPACED, header=lambda subject: f"{header(subject)}\n"),
+            multiple_choice.choose(
+                multiple_choice.chinese_lm_eval_item, options=SPACED, header=lambda subject: f"{header(subject)}\n"
+            ),
             "lm-evaluation-harness cmmlu, 5-shot: log-probability of ' A' … ' D'",
         ),
     ),

@@ -19,7 +19,6 @@ from qwen_eval.task import (
     DatasetSpec,
     Generate,
     Hub,
-    LeftCut,
     Protocol,
     Row,
     Rows,
@@ -142,7 +141,6 @@ def opencompass_question(row: Row) -> str:
     return f"Question: {row['question']}\nLet's think step by step\nAnswer:"
 
 
-OPENCOMPASS_CUT = LeftCut(over=1536, keep=1536)
 LM_EVAL_ENDS = ("</s>", "<|im_end|>")
 
 
@@ -210,7 +208,7 @@ TASK = Task(
             rule="opencompass-2023",
             build=opencompass,
             about="OpenCompass gsm8k_gen_1d7fe4 (September 2023), plain text",
-            cut=OPENCOMPASS_CUT,
+            cut=prompts.OPENCOMPASS_CUT,
         ),
         Protocol(
             name="opencompass-chat",
@@ -220,7 +218,7 @@ TASK = Task(
             rule="opencompass-2023",
             build=opencompass_chat,
             about="OpenCompass gsm8k_gen_1d7fe4 (September 2023), one round an exemplar",
-            cut=OPENCOMPASS_CUT,
+            cut=prompts.OPENCOMPASS_CUT,
         ),
         Protocol(
             name="lm-eval",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from qwen_eval import prompts
 from qwen_eval.scorers import mathematics
-from qwen_eval.task import DatasetSpec, Generate, LeftCut, Protocol, Rows, Rule, Sample, SplitSpec, Task, Verdict
+from qwen_eval.task import DatasetSpec, Generate, Protocol, Rows, Rule, Sample, SplitSpec, Task, Verdict
 
 TYPES = (
     "Algebra", "Counting & Probability", "Geometry", "Intermediate Algebra", "Number Theory", "Prealgebra",
@@ -102,8 +102,6 @@ def lm_eval(dataset: Rows, shots: int) -> Callable[[Sample], Generate]:
     return lambda sample: Generate(prompt=f"{shown}Problem:\n{sample.row['problem']}\n\nSolution:", stops=("Problem:",))
 
 
-OPENCOMPASS_CUT = LeftCut(over=1536, keep=1536)
-
 TASK = Task(
     name="math",
     title="MATH",
@@ -134,7 +132,7 @@ TASK = Task(
             rule="opencompass-2023",
             build=opencompass_chat,
             about="OpenCompass math_gen_265cce (September 2023), one round an exemplar",
-            cut=OPENCOMPASS_CUT,
+            cut=prompts.OPENCOMPASS_CUT,
         ),
         Protocol(
             name="opencompass",
@@ -144,7 +142,7 @@ TASK = Task(
             rule="opencompass-2023",
             build=opencompass,
             about="OpenCompass math_gen_265cce (September 2023), plain text",
-            cut=OPENCOMPASS_CUT,
+            cut=prompts.OPENCOMPASS_CUT,
         ),
         Protocol(
             name="lm-eval",
