@@ -168,14 +168,14 @@ class Stop:
 
 @contextmanager
 def stop_on_signal(say: Callable[[str], None]) -> Iterator[Stop]:
-    """Turn the first Ctrl-C (or SIGTERM) into a request to stop after the batch; the second stops at once."""
+    """Turn the first Ctrl-C (or SIGTERM) into a request to stop with the next answers; the second stops at once."""
     stop = Stop()
 
     def first(number: int, frame: FrameType | None) -> None:
         if stop.asked:
             raise KeyboardInterrupt
         stop.asked = True
-        say("Stopping after this batch; what is answered is kept. Press Ctrl-C again to stop at once.")
+        say("Stopping with the next answers; what is answered is kept. Press Ctrl-C again to stop at once.")
 
     before = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

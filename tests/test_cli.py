@@ -407,7 +407,7 @@ def test_ctrl_c_keeps_what_is_answered_and_says_how_to_resume(chat_model: str, t
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert "Stopping after this batch" in err
+    assert "Stopping with the next answers" in err
     assert f"Next: resume with  python -m qwen_eval {' '.join(words)}" in err
     (file,) = (tmp_path / "results").rglob("answers.jsonl")
     done = file.read_text().count("\n")

@@ -79,6 +79,17 @@ def test_options_are_those_of_the_reference(
     compare(tiny_checkpoint(kind), requests, batch_size=batch_size)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_prompts_beside_short_ones(
+    kind: str, tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long own part is a prefix of its own; the slab then holds new tokens only."""
+    monkeypatch.setattr("qwen_eval.models.transformers.engine.LONG", 12)
+    requests: list[Request] = [Generate(prompt=text, max_new_tokens=20 + at) for at, text in enumerate(TEXTS)]
+    requests += [Generate(prompt=f"{text} And he pays 12 dollars for 3 pens too.", max_new_tokens=9) for text in TEXTS]
+    compare(tiny_checkpoint(kind), requests, batch_size=3)
+
+
 def test_everything_at_once(tiny_checkpoint: Callable[..., Path]) -> None:
     requests: list[Request] = [
         Perplexity(text=" ".join(TEXTS), block=40),

@@ -25,6 +25,9 @@ __all__ = ["PackedModel", "open_model", "supports"]
 
 PASS_TOKENS = 1024
 """Tokens of prompts in one pass: enough for the processor to work well, few enough to stay in its caches."""
+LONG = 256
+"""A row's own part of the prompt from so many tokens on is kept as a prefix of its own: in the slab, the longest row
+would decide the room of all."""
 
 
 def open_model(
@@ -98,10 +101,11 @@ class _Pass:
         self.ids += tokens
         self.positions += range(begin, begin + len(tokens))
 
-    def add_next(self, line: _Line, *, row: int | None = None, keep: bool = False) -> Prefix | None:
+    def add_next(self, line: _Line, *, row: int | None = None, keep_from: int | None = None) -> Prefix | None:
         """Add the next prompt of a line, the prefixes that begin with it first; its last logits are wanted.
 
-        Returns the prefix it shares; with `keep` the whole prompt, as a prefix of what is to follow.
+        Its own tokens go to a row of the slab; or, where there are `keep_from` of them, into a prefix of their own.
+        Returns the prefix that what follows attends to.
         """
         prompt, walk = line.walk.prompts[line.at], line.walk
         for end in walk.cuts(line.at):
@@ -110,8 +114,8 @@ class _Pass:
             walk.held = prefix
         line.at += 1
         own = prompt[walk.held.end if walk.held else 0 :]
-        whole = Prefix(walk.held, len(own)) if keep else None
-        self.add(own, walk.held, into=whole, row=row)
+        whole = Prefix(walk.held, len(own)) if keep_from is not None and len(own) >= keep_from else None
+        self.add(own, walk.held, into=whole, row=None if whole else row)
         self.wanted.append(len(self.ids) - 1)
         return whole or walk.held
 
@@ -185,7 +189,7 @@ class PackedModel(ReferenceModel):
             if batch and (len(packed.ids) >= PASS_TOKENS or len(batch) == self.batch_size):
                 break
             longest = max(map(len, each.options))
-            context = packed.add_next(self._choices, keep=longest > 1)
+            context = packed.add_next(self._choices, keep_from=1 if longest > 1 else None)
             end = len(packed.wanted) - 1
             places = []
             for option in each.options:
@@ -238,8 +242,9 @@ class PackedModel(ReferenceModel):
             at = len(self._running) + len(new)
             if at == self._slab.rows or (new and len(packed.ids) >= PASS_TOKENS):
                 break
-            prefix = packed.add_next(self._prompts, row=at)
-            new.append(_Running(row, prefix, packed.plan.pieces[-1].count))
+            prefix = packed.add_next(self._prompts, row=at, keep_from=LONG)
+            own = packed.plan.pieces[-1]
+            new.append(_Running(row, prefix, 0 if own.into else own.count))
             self._counters["prompt_tokens"] += len(row.prompt)
         self._running += new
         self._counters["batches"] += 1
