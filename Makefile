@@ -5,7 +5,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format golden clean
+.PHONY: help install run test lint format bench golden clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -27,11 +27,14 @@ format: .venv/.installed-dev ## Format the code.
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+bench: .venv/.installed .venv-lm-eval/.installed ## Measure the engine beside lm-evaluation-harness (needs QWEN_EVAL_DATA).
+	$(PY) benchmarks/engines.py
+
 golden: .venv/.installed-dev ## Write the golden prompts anew (needs QWEN_EVAL_DATA).
 	$(PY) tests/tasks/make_golden.py
 
 clean: ## Remove .venv and caches; results stay.
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .venv-lm-eval .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -44,4 +47,9 @@ clean: ## Remove .venv and caches; results stay.
 
 .venv/.installed-dev: .venv/.installed
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv-lm-eval/.installed:
+	$(PYTHON) -m venv .venv-lm-eval
+	.venv-lm-eval/bin/python -m pip install --disable-pip-version-check -c constraints.txt torch transformers accelerate lm_eval==0.4.13
 	@touch $@

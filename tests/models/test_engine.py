@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_eval.models.transformers.checkpoint import Checkpoint
-from qwen_eval.models.transformers.engine import PackedModel, supports
+from qwen_eval.models.transformers.engine import PackedModel, open_model, supports
 from qwen_eval.models.transformers.prefixes import PrefixWalk, common_length
 from qwen_eval.models.transformers.reference import ReferenceModel
 from qwen_eval.prompts import chat
@@ -169,6 +169,20 @@ def test_kinds_of_models_it_is_not_known_to_be_right_for_are_refused() -> None:
     assert supports(transformers.Qwen2Config())
     assert not supports(transformers.GPT2Config())
     assert not supports(transformers.Gemma2Config())
+
+
+def test_what_the_engine_does_not_know_is_answered_by_the_reference_with_one_line(
+    tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Checkpoint("tiny", tiny_checkpoint("qwen2"))
+    said: list[str] = []
+    assert open_model(checkpoint, device="cpu", say=said.append).identity.engine == "packed"
+    assert open_model(checkpoint, engine="reference", device="cpu", say=said.append).identity.engine == "reference"
+    assert not said
+    monkeypatch.setattr("qwen_eval.models.transformers.engine.supports", lambda config: False)
+    assert open_model(checkpoint, device="cpu", say=said.append).identity.engine == "reference"
+    assert len(said) == 1
+    assert "kind qwen2" in said[0]
 
 
 # ------------------------------------------------------------------------------------------------------------ prefixes
