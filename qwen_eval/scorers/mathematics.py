@@ -121,12 +121,13 @@ def corrected(output: str, gold: str) -> Verdict:
 
 
 def _last_box(text: str) -> str | None:
-    """The content of the last box that closes: a truncated reply may open one more."""
-    while "\\boxed" in text or "\\fbox" in text:
+    """The content of the last box that closes, among the last four: a truncated reply may open one more."""
+    for _ in range(4):
         found = boxed(text)
-        if found is not None:
+        start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+        if found is not None or start < 0:
             return found
-        text = text[: max(text.rfind("\\boxed"), text.rfind("\\fbox"))]
+        text = text[:start]
     return None
 
 
