@@ -2,7 +2,7 @@
 
     manifest.json   what was run, written first, atomically
     answers.jsonl   append-only, one line a request, checksummed. The only file that cannot be rebuilt
-    records.jsonl   one line a sample: gold, outputs, the verdict of every rule; derived, in sample order
+    records.jsonl   one line a sample and repeat: gold, outputs, the verdict of every rule; derived, in sample order
     submission.json what a leaderboard takes, for a whole run of a split whose answers it keeps; derived
     metrics.json    derived, sorted, no clock in it: the same bytes for the same outputs; written last
     timing.json     what a clock or the machine decides, one entry a session
@@ -30,8 +30,11 @@ KINDS: dict[str, type[Generated] | type[Chosen] | type[Measured]] = {
     "chosen": Chosen,
     "measured": Measured,
 }
-MAY_GROW = ("samples",)
-"""The manifest field that a later session may raise: how many samples are in the run."""
+MAY_GROW = ("samples", "repeats")
+"""The manifest fields that a later session may raise: how many samples are in the run, how often each is asked. With
+--deterministic none: what is computed together follows from both."""
+EARLIER: Mapping[str, Any] = {"sampling": None, "repeats": 1, "deterministic": False}
+"""What holds for a run that was written before its manifest had these fields."""
 
 
 def canonical(value: object) -> str:
@@ -58,23 +61,37 @@ def unsealed(line: str) -> dict[str, Any]:
 
 
 def request_hash(request: Request) -> str:
-    """Return the hash of everything a model is asked: prompt, options, stops, limits, kind."""
-    return checksum({"kind": type(request).__name__, **asdict(request)})
+    """Return the hash of everything a model is asked: prompt, options, stops, limits, sampling, kind."""
+    asked = asdict(request)
+    if asked.get("sampling") is None:
+        # Greedy requests keep the hash they had before there was sampling.
+        asked.pop("sampling", None)
+    return checksum({"kind": type(request).__name__, **asked})
 
 
 @dataclass(frozen=True)
 class StoredAnswer:
-    """One answered request: the sample's id, the turn of its dialogue (from 0), the hash of the request."""
+    """One answered request: the sample's id, the turn of its dialogue and its repeat (both from 0), the request's hash.
+
+    A line without a repeat is of a version that asked every sample once.
+    """
 
     sample: str
     turn: int
     request: str
     answer: Answer
+    repeat: int = 0
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What there is one answer of: sample, turn, repeat."""
+        return self.sample, self.turn, self.repeat
 
     def line(self) -> str:
         """Return the line of answers.jsonl, with its checksum and newline."""
         kind = next(name for name, cls in KINDS.items() if isinstance(self.answer, cls))
-        return sealed({"sample": self.sample, "turn": self.turn, "request": self.request, kind: asdict(self.answer)})
+        place = {"sample": self.sample, "turn": self.turn, "repeat": self.repeat}
+        return sealed({**place, "request": self.request, kind: asdict(self.answer)})
 
     @classmethod
     def parse(cls, line: str) -> Self:
@@ -84,14 +101,15 @@ class StoredAnswer:
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in content[kind].items()
         }
-        return cls(content["sample"], content["turn"], content["request"], KINDS[kind](**fields))
+        answer = KINDS[kind](**fields)
+        return cls(content["sample"], content["turn"], content["request"], answer, content.get("repeat", 0))
 
 
 class RunFolder:
     """A run folder opened for writing; a context manager that holds the lock.
 
-    Entering it creates the folder or checks that it holds the same run (a larger `samples` extends it), and reads the
-    answers it has. Raises StoreError (damaged, locked), UsageError (another run, cannot be written).
+    Entering it creates the folder or checks that it holds the same run (a larger `samples` or `repeats` extends it),
+    and reads the answers it has. Raises StoreError (damaged, locked), UsageError (another run, cannot be written).
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any], *, overwrite: bool = False) -> None:
@@ -99,7 +117,7 @@ class RunFolder:
         self.path = path
         self.manifest = dict(manifest)
         self.overwrite = overwrite
-        self.answers: dict[tuple[str, int], StoredAnswer] = {}
+        self.answers: dict[tuple[str, int, int], StoredAnswer] = {}
 
     def __enter__(self) -> Self:
         from filelock import FileLock, Timeout
@@ -149,7 +167,7 @@ class RunFolder:
                 f"{self.path / 'answers.jsonl'}: cannot be written ({error.strerror}). Everything before this batch is "
                 "kept.\nNext: make room, then run the same command again; it resumes."
             ) from None
-        self.answers |= {(answer.sample, answer.turn): answer for answer in stored}
+        self.answers |= {answer.key: answer for answer in stored}
 
     def write_derived(
         self, records: Iterable[dict[str, Any]], metrics: Mapping[str, Any], *, submission: object | None = None
@@ -179,7 +197,7 @@ class RunFolder:
         whole = 0
         if file.exists():
             stored, whole = read_answers(file)
-            self.answers = {(answer.sample, answer.turn): answer for answer in stored}
+            self.answers = {answer.key: answer for answer in stored}
         self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         os.ftruncate(self._file, whole)
         write_json(self.path / "manifest.json", self.manifest)
@@ -196,21 +214,24 @@ class RunFolder:
                 raise ValueError("no object")
         except ValueError as error:
             raise StoreError(f"{file}: expected a JSON object, found something else ({error}).") from None
+        may_grow = () if self.manifest.get("deterministic") else MAY_GROW
+        differences = list(_differences({**EARLIER, **before}, {**EARLIER, **self.manifest}))
         changed = [
             (name, was, now)
-            for name, was, now in _differences(before, self.manifest)
-            if not (name in MAY_GROW and isinstance(was, int) and isinstance(now, int) and now >= was)
+            for name, was, now in differences
+            if not (name in may_grow and isinstance(was, int) and isinstance(now, int) and now >= was)
         ]
         if changed:
-            # The hash of the prompts follows from other fields; it is named first only where it alone differs.
-            name, was, now = min(changed, key=lambda change: change[0] == "prompts")
+            # The hash of the prompts follows from other fields, and only a deterministic run holds a batch size; they
+            # are named first only where nothing else differs.
+            name, was, now = min(changed, key=lambda change: change[0] in ("prompts", "batch_size"))
             others = ", ".join(other for other, _, _ in changed if other != name)
             raise UsageError(
                 f"{self.path} holds another run: {name} was {was!r} and is now {now!r}"
                 f"{f' (also changed: {others})' if others else ''}.\n"
                 "Next: repeat the earlier command, or choose another --output-dir, or start over with --overwrite."
             )
-        if before != self.manifest:
+        if differences:
             # The run grows: what was derived from the smaller one is not its result any more.
             for name in ("metrics.json", "records.jsonl"):
                 (self.path / name).unlink(missing_ok=True)
@@ -248,7 +269,9 @@ def read_metrics(run: Path) -> dict[str, Any]:
 
 def read_records(run: Path) -> list[dict[str, Any]]:
     """Return the records of a finished run. Raises StoreError for a missing, damaged or incomplete file."""
-    file, expected = run / "records.jsonl", read_metrics(run)["n"]
+    file, metrics = run / "records.jsonl", read_metrics(run)
+    # A repeat that ended in an error has no record, while its item may still count in `n` through its other repeats.
+    expected = metrics.get("samples", metrics["n"]) * metrics.get("repeats", 1) - metrics.get("errors", 0)
     lines = file.read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines[: -1 if not lines[-1] else None], 1):

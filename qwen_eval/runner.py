@@ -1,7 +1,9 @@
 """Samples → requests → answers → verdicts. One path for every task; it knows no benchmark.
 
-A sample's dialogue is a generator that yields requests and receives answers. All dialogues are in flight at once; what
-the run folder already holds is replayed from there, so nothing that was answered is asked twice.
+A sample's dialogue is a generator that yields requests and receives answers; a sample that is asked several times has a
+dialogue for each repeat. All dialogues are in flight at once; what the run folder already holds is replayed from there,
+so nothing that was answered is asked twice. Only a deterministic run works in chunks, and asks again what is computed
+together with something that is not answered yet.
 """
 
 import math
@@ -19,9 +21,14 @@ from qwen_eval.errors import Interrupted, StoreError, UsageError, did_you_mean
 from qwen_eval.models.base import Model
 from qwen_eval.results import RunFolder, StoredAnswer, checksum, request_hash
 from qwen_eval.scoring import metrics, record, submission
-from qwen_eval.task import Answer, Choose, Dialogue, Failed, Generate, Protocol, Request, Sample, Task
+from qwen_eval.task import Answer, Choose, Dialogue, Failed, Generate, Protocol, Request, Sample, Sampling, Task
 
 __all__ = ["Plan", "Stop", "make_plan", "run", "stop_on_signal"]
+
+CHUNK = 256
+"""Samples that a deterministic run asks together, with all their repeats. More of them fill batches better and share
+more prefixes; but one that is not answered costs the whole chunk again. A run can only be resumed with the same number.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +36,9 @@ class Plan:
     """What will be run: the samples of one task@protocol, and how each is asked.
 
     `total` counts the samples of the whole split; `prompts` is a hash over the first requests of all of them, so it
-    does not depend on the limit.
+    does not depend on the limit, nor on sampling. Each sample is asked `repeats` times. `sampling` holds the seed of
+    the run, from which `with_sampling` derives one for every answer; None is greedy. A `deterministic` run asks in
+    chunks of `CHUNK` samples.
     """
 
     task: Task
@@ -42,6 +51,9 @@ class Plan:
     prompts: str
     ask: Callable[[Sample], Dialogue]
     published_truncation: bool = False
+    sampling: Sampling | None = None
+    repeats: int = 1
+    deterministic: bool = False
 
     @property
     def name(self) -> str:
@@ -59,8 +71,24 @@ class Plan:
         for sample in self.samples:
             yield sample, next(self.ask(sample))
 
+    def repeated(self) -> list[tuple[Sample, int]]:
+        """Return every planned sample with the number (from 0) of each of its repeats, in order."""
+        return [(sample, repeat) for sample in self.samples for repeat in range(self.repeats)]
+
+    def with_sampling(self, request: Request, sample: Sample, repeat: int, turn: int) -> Request:
+        """Return a request as it is put to the model: what is generated carries the sampling, with a seed of its own.
+
+        The seed follows from the run's seed and the answer's place alone, so no batch, order, limit or interruption
+        changes what is drawn.
+        """
+        if self.sampling is None or not isinstance(request, Generate):
+            return request
+        seed = int(checksum([self.sampling.seed, sample.id, repeat, turn]), 16)
+        return replace(request, sampling=replace(self.sampling, seed=seed))
+
     def manifest(self) -> dict[str, Any]:
-        """Return what identifies this run apart from the model."""
+        """Return what identifies this run apart from the model and the seed."""
+        drawn = self.sampling
         return {
             "task": self.task.name,
             "protocol": self.protocol.name,
@@ -72,6 +100,9 @@ class Plan:
             "dataset": {"name": self.task.data.name, "fingerprints": dict(self.dataset.fingerprints)},
             "prompts": self.prompts,
             "published_truncation": self.published_truncation,
+            "sampling": drawn and {"temperature": drawn.temperature, "top_p": drawn.top_p, "top_k": drawn.top_k},
+            "repeats": self.repeats,
+            "deterministic": self.deterministic,
         }
 
 
@@ -84,12 +115,16 @@ def make_plan(
     shots: int | None = None,
     limit: int | float | None = None,
     published_truncation: bool = False,
+    sampling: Sampling | None = None,
+    repeats: int = 1,
+    deterministic: bool = False,
 ) -> Plan:
     """Read the data, build every prompt, choose the samples. Raises UsageError for a split or shots that do not exist.
 
     `limit` is a number of samples, or a share of them when it is a float. Where samples have groups (subjects), a limit
     spreads over them: in equal numbers where the score is a mean over groups, in proportion to their sizes where it is
-    one over items. A larger limit always contains a smaller.
+    one over items. A larger limit always contains a smaller. Where the first request does not generate, there is
+    nothing to sample: such a plan is without `sampling` and asks once.
     """
     split = task.splits[0] if split is None else split
     if split not in task.splits:
@@ -115,6 +150,7 @@ def make_plan(
     prompts = checksum([[sample.id, request_hash(next(ask(sample)))] for sample in samples])
     chosen = _spread(samples, proportional=protocol.average == "micro")[: _limited(len(samples), limit)]
     order = {sample.id: index for index, sample in enumerate(samples)}
+    generates = any(isinstance(next(ask(sample)), Generate) for sample in samples[:1])
     return Plan(
         task=task,
         protocol=protocol,
@@ -126,6 +162,9 @@ def make_plan(
         prompts=prompts,
         ask=ask,
         published_truncation=published_truncation,
+        sampling=sampling if generates else None,
+        repeats=repeats if generates else 1,
+        deterministic=deterministic,
     )
 
 
@@ -190,28 +229,48 @@ def stop_on_signal(say: Callable[[str], None]) -> Iterator[Stop]:
 
 @dataclass
 class _Running:
-    """A sample in flight: its dialogue, the answers it has received, the hashes of its first and its open request."""
+    """One repeat of a sample in flight: its dialogue, the answers it has received, two hashes.
+
+    They are those of its first request, without sampling, and of its open one.
+    """
 
     sample: Sample
+    repeat: int
     dialogue: Dialogue
     prompt_hash: str = ""
     asked: str = ""
     answers: list[Answer] = field(default_factory=list)
 
+    @property
+    def place(self) -> tuple[str, int]:
+        """What there is one dialogue of: sample, repeat."""
+        return self.sample.id, self.repeat
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """Where the answer to the open request is stored: sample, turn, repeat."""
+        return self.sample.id, len(self.answers), self.repeat
+
 
 @dataclass
 class _Session:
-    """One call of `run`: what is in flight, what is done, what failed."""
+    """One call of `run`: what is in flight, what is done, what failed.
+
+    `anew` is whether everything is put to the model, also what is stored; the stored answer then is still the one that
+    counts.
+    """
 
     plan: Plan
     model: Model
     folder: RunFolder
     bar: Any
+    anew: bool = False
     running: dict[int, _Running] = field(default_factory=dict)
-    records: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
+    records: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    failures: dict[tuple[str, int], str] = field(default_factory=dict)
     answered: int = 0
     reused: int = 0
+    asked_again: int = 0
     tokens: int = 0
 
     def report(self, tokens: int) -> None:
@@ -221,6 +280,39 @@ class _Session:
             self.bar.set_postfix_str(f"{self.tokens:,} tokens", refresh=False)
             self.bar.update(0)
 
+    def begin(self, chunk: Sequence[tuple[int, Sample, int]]) -> None:
+        """Begin the dialogues of a chunk: tickets, samples, repeats."""
+        self.anew = self.plan.deterministic and not all(self.is_stored(sample, repeat) for _, sample, repeat in chunk)
+        if self.anew:
+            self.model.forget()
+        for ticket, sample, repeat in chunk:
+            self.advance(ticket, _Running(sample, repeat, self.plan.ask(sample)), None)
+
+    def is_stored(self, sample: Sample, repeat: int) -> bool:
+        """Return whether a dialogue can be replayed to its end."""
+        each = _Running(sample, repeat, self.plan.ask(sample))
+        try:
+            _, stored = self.look_up(each, next(each.dialogue))
+            while stored is not None:
+                each.answers.append(stored.answer)
+                _, stored = self.look_up(each, each.dialogue.send(stored.answer))
+        except StopIteration:
+            return True
+        return False
+
+    def look_up(self, each: _Running, request: Request) -> tuple[Request, StoredAnswer | None]:
+        """Return a dialogue's next request as the model gets it, and its stored answer. Raises StoreError."""
+        each.prompt_hash = each.prompt_hash or request_hash(request)
+        request = self.plan.with_sampling(request, each.sample, each.repeat, len(each.answers))
+        each.asked = request_hash(request)
+        stored = self.folder.answers.get(each.key)
+        if stored is not None and stored.request != each.asked:
+            raise StoreError(
+                f"{self.folder.path}: the stored answer of sample {each.sample.id} belongs to another prompt.\n"
+                "Next: choose another --output-dir, or start over with --overwrite."
+            )
+        return request, stored
+
     def advance(self, ticket: int, each: _Running, answer: Answer | None) -> None:
         """Send a dialogue its answer (None: begin), replay what is stored, then submit or score."""
         while True:
@@ -229,18 +321,11 @@ class _Session:
             except StopIteration as end:
                 self.finish(ticket, each, end.value)
                 return
-            each.asked = request_hash(request)
-            each.prompt_hash = each.prompt_hash or each.asked
-            stored = self.folder.answers.get((each.sample.id, len(each.answers)))
-            if stored is None:
+            request, stored = self.look_up(each, request)
+            if stored is None or self.anew:
                 self.running[ticket] = each
                 self.model.submit(ticket, request)
                 return
-            if stored.request != each.asked:
-                raise StoreError(
-                    f"{self.folder.path}: the stored answer of sample {each.sample.id} belongs to another prompt.\n"
-                    "Next: choose another --output-dir, or start over with --overwrite."
-                )
             answer = stored.answer
             each.answers.append(answer)
             self.reused += 1
@@ -248,11 +333,12 @@ class _Session:
     def finish(self, ticket: int, each: _Running, answer: Answer) -> None:
         """Score a sample whose dialogue is over."""
         self.running.pop(ticket, None)
-        self.records[each.sample.id] = record(
+        self.records[each.place] = record(
             self.plan.task,
             each.sample,
             answer,
             each.answers,
+            repeat=each.repeat,
             doc_hash=checksum(dict(each.sample.row)),
             prompt_hash=each.prompt_hash,
         )
@@ -260,21 +346,29 @@ class _Session:
             self.bar.update(1)
 
     def collect(self) -> None:
-        """Take the answers that are ready, write them down, and only then go on with their dialogues."""
-        stored: list[tuple[int, StoredAnswer]] = []
+        """Take the answers that are ready, write them down, and only then go on with their dialogues.
+
+        Where an answer is stored already, the new one is dropped, whatever it says.
+        """
+        new: list[StoredAnswer] = []
+        answered: list[tuple[int, Answer]] = []
         for ticket, answer in self.model.collect():
             each = self.running[ticket]
-            if isinstance(answer, Failed):
-                self.failures[each.sample.id] = answer.reason
+            if stored := self.folder.answers.get(each.key):
+                self.asked_again += 1
+                answered.append((ticket, stored.answer))
+            elif isinstance(answer, Failed):
+                self.failures[each.place] = answer.reason
                 del self.running[ticket]
             else:
-                stored.append((ticket, StoredAnswer(each.sample.id, len(each.answers), each.asked, answer)))
-        self.folder.append(entry for _, entry in stored)
-        self.answered += len(stored)
-        for ticket, entry in stored:
+                new.append(StoredAnswer(each.sample.id, len(each.answers), each.asked, answer, each.repeat))
+                answered.append((ticket, answer))
+        self.folder.append(new)
+        self.answered += len(new)
+        for ticket, answer in answered:
             each = self.running[ticket]
-            each.answers.append(entry.answer)
-            self.advance(ticket, each, entry.answer)
+            each.answers.append(answer)
+            self.advance(ticket, each, answer)
 
 
 def run(
@@ -287,27 +381,56 @@ def run(
     begun = time.monotonic()
     session = _Session(plan, model, folder, bar)
     model.on_progress(session.report)
-    for ticket, sample in enumerate(plan.samples):
-        session.advance(ticket, _Running(sample, plan.ask(sample)), None)
-    if session.reused:
-        say(f"{plan.name}: {session.reused:,} answer(s) taken from {folder.path}")
-    while session.running and not stop.asked:
-        session.collect()
-    wall = round(time.monotonic() - begun, 3)
+    if folder.answers:
+        say(f"{plan.name}: {len(folder.answers):,} answer(s) taken from {folder.path}")
+    for chunk in _chunks(plan):
+        session.begin(chunk)
+        while session.running and not stop.asked:
+            session.collect()
+        if stop.asked:
+            break
     folder.add_timing(
-        {"answered": session.answered, "reused": session.reused, "wall_seconds": wall, **model.counters()}
+        {
+            "answered": session.answered,
+            "reused": session.reused,
+            "asked_again": session.asked_again,
+            "wall_seconds": round(time.monotonic() - begun, 3),
+            **model.counters(),
+        }
     )
-    if session.running:
-        raise Interrupted(f"{plan.name}: stopped with {len(session.records):,} of {len(plan.samples):,} samples done.")
-    for identifier, reason in list(session.failures.items())[:3]:
-        say(f"{plan.name}, sample {identifier}: {reason}")
-    records = [session.records[sample.id] for sample in plan.samples if sample.id in session.records]
-    result = {
-        **folder.manifest,
-        **metrics(plan.task, plan.protocol, records, errors=len(session.failures)),
-        "failures": session.failures,
+    total = len(plan.samples) * plan.repeats
+    if len(session.records) + len(session.failures) < total:
+        kind = "samples" if plan.repeats == 1 else "dialogues"
+        raise Interrupted(f"{plan.name}: stopped with {len(session.records):,} of {total:,} {kind} done.")
+    return _write_results(session, say)
+
+
+def _chunks(plan: Plan) -> Iterator[list[tuple[int, Sample, int]]]:
+    """Yield what is in flight at once, as tickets, samples and repeats: everything, or a deterministic run's chunks."""
+    places = [(ticket, sample, repeat) for ticket, (sample, repeat) in enumerate(plan.repeated())]
+    size = CHUNK * plan.repeats if plan.deterministic else len(places)
+    for begin in range(0, len(places), max(1, size)):
+        yield places[begin : begin + size]
+
+
+def _write_results(session: _Session, say: Callable[[str], None]) -> dict[str, Any]:
+    """Write the records, metrics and submission of a session in which everything was asked; return the metrics."""
+    plan, folder = session.plan, session.folder
+    places = [(sample.id, repeat) for sample, repeat in plan.repeated()]
+    failures = {
+        sample if plan.repeats == 1 else f"{sample}, repeat {repeat}": reason
+        for (sample, repeat), reason in session.failures.items()
     }
-    whole = plan.split == "test" and len(records) == plan.total
+    for name, reason in list(failures.items())[:3]:
+        say(f"{plan.name}, sample {name}: {reason}")
+    records = [session.records[place] for place in places if place in session.records]
+    result = {
+        **metrics(plan.task, plan.protocol, records, errors=len(failures)),
+        # After the metrics: where repeats ended in an error, the manifest knows how many were asked.
+        **folder.manifest,
+        "failures": failures,
+    }
+    whole = plan.split == "test" and len(records) == plan.total * plan.repeats
     form = submission(plan.task, plan.protocol, records) if whole else None
     folder.write_derived(records, result, submission=form)
     return result

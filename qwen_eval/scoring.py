@@ -1,11 +1,11 @@
 """From answers to verdicts, and from verdicts to metrics. The same code for a run and for rescoring."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from qwen_eval.scorers.choice import most_likely
-from qwen_eval.stats import effective_size, wilson
+from qwen_eval.stats import effective_size, effective_size_of_repeats, wilson
 from qwen_eval.task import Answer, Chosen, Generated, Protocol, Sample, Task, Verdict
 
 __all__ = ["metrics", "record", "rules_of", "submission", "verdicts"]
@@ -28,11 +28,19 @@ def verdicts(task: Task, sample: Sample, answer: Answer) -> dict[str, Verdict]:
 
 
 def record(
-    task: Task, sample: Sample, answer: Answer, answers: Sequence[Answer], *, doc_hash: str, prompt_hash: str
+    task: Task,
+    sample: Sample,
+    answer: Answer,
+    answers: Sequence[Answer],
+    *,
+    repeat: int,
+    doc_hash: str,
+    prompt_hash: str,
 ) -> dict[str, Any]:
     """Return one line of records.jsonl: the sample, every answer of its dialogue, every rule's verdict on the last."""
     return {
         "doc_id": sample.id,
+        "repeat": repeat,
         "group": sample.group,
         "doc": dict(sample.row),
         "target": sample.gold,
@@ -46,11 +54,13 @@ def record(
 def metrics(task: Task, protocol: Protocol, records: Sequence[Mapping[str, Any]], *, errors: int) -> dict[str, Any]:
     """Return the aggregate of a run's records: score of every rule with its 95 % interval, counts, groups, categories.
 
-    Scores are fractions; the protocol says whether they are means over items (micro) or over groups (macro), and the
-    other one of the whole stands beside it. Where a sample ended in an error, or its gold is not known, there is no
-    score at all, only counts: what is left is another set of samples.
+    `n`, `ungraded` and `bad_golds` count items; all other counts are of answers, `repeats` of them an item. The score
+    of an item is the mean over its repeats. Scores are fractions; the protocol says whether they are means over items
+    (micro) or over groups (macro), and the other one of the whole stands beside it. Where a sample ended in an error,
+    or its gold is not known, there is no score at all, only counts: what is left is another set of samples.
     """
-    ungraded = sum(not each["target"] for each in records)
+    items = list(_by("doc_id", records).values())
+    ungraded = sum(not each[0]["target"] for each in items)
     withheld = bool(errors or ungraded)
 
     def part(members: Sequence[Mapping[str, Any]], rule: str, average: str) -> dict[str, Any]:
@@ -68,16 +78,19 @@ def metrics(task: Task, protocol: Protocol, records: Sequence[Mapping[str, Any]]
         "average": average,
         "micro": part(records, headline, "micro") if records else None,
         "macro": part(records, headline, "macro") if any(each["group"] for each in records) else None,
-        "n": len(records),
+        "n": len(items),
+        "repeats": max(map(len, items), default=1),
         "errors": errors,
         "ungraded": ungraded,
-        "bad_golds": sum(each["doc_id"] in task.bad_golds for each in records),
+        "bad_golds": sum(each[0]["doc_id"] in task.bad_golds for each in items),
         "unparsed": sum(each["verdicts"][headline]["extracted"] is None for each in records),
         "truncated": sum(_finish(each) == "length" for each in records),
         "empty": sum(_is_empty(each) for each in records),
         "cut": sum(any(output.get("cut_tokens") for output in each["outputs"]) for each in records),
         "rules": rules,
-        "groups": {group: part(members, headline, "micro") for group, members in _by_group(records).items() if group},
+        "groups": {
+            group: part(members, headline, "micro") for group, members in _by("group", records).items() if group
+        },
         "categories": {
             category: part(members, headline, average)
             for category, subjects in task.categories.items()
@@ -87,37 +100,42 @@ def metrics(task: Task, protocol: Protocol, records: Sequence[Mapping[str, Any]]
 
 
 def submission(task: Task, protocol: Protocol, records: Sequence[Mapping[str, Any]]) -> object | None:
-    """Return what a leaderboard takes, None for a task without one."""
+    """Return what a leaderboard takes, of the first repeat; None for a task without one."""
     if task.submission is None:
         return None
-    return task.submission({each["doc_id"]: each["verdicts"][protocol.rule]["extracted"] for each in records})
+    first = [each for each in records if not each.get("repeat")]
+    return task.submission({each["doc_id"]: each["verdicts"][protocol.rule]["extracted"] for each in first})
 
 
 def _micro(records: Sequence[Mapping[str, Any]], rule: str) -> dict[str, Any]:
     """The mean over items."""
-    correct = _correct(records, rule)
-    score = correct / len(records)
-    low, high = wilson(score, len(records))
-    return {"correct": correct, "n": len(records), "score": score, "low": low, "high": high}
+    score, size, counts = _mean(records, rule)
+    low, high = wilson(score, size)
+    return {**counts, "score": score, "low": low, "high": high}
 
 
 def _macro(records: Sequence[Mapping[str, Any]], rule: str) -> dict[str, Any]:
     """The unweighted mean over groups."""
-    groups = list(_by_group(records).values())
-    score = sum(_correct(members, rule) / len(members) for members in groups) / len(groups)
-    low, high = wilson(score, effective_size([len(members) for members in groups]))
-    return {"correct": _correct(records, rule), "n": len(records), "score": score, "low": low, "high": high}
+    groups = [_mean(members, rule) for members in _by("group", records).values()]
+    score = sum(mean for mean, _, _ in groups) / len(groups)
+    low, high = wilson(score, effective_size([size for _, size, _ in groups]))
+    _, _, counts = _mean(records, rule)
+    return {**counts, "score": score, "low": low, "high": high}
 
 
-def _correct(records: Sequence[Mapping[str, Any]], rule: str) -> int:
-    return sum(each["verdicts"][rule]["correct"] for each in records)
+def _mean(records: Sequence[Mapping[str, Any]], rule: str) -> tuple[float, float, dict[str, int]]:
+    """Return the mean over items, their effective size, and how many answers are correct of how many items."""
+    correct = [[each["verdicts"][rule]["correct"] for each in item] for item in _by("doc_id", records).values()]
+    size = effective_size_of_repeats([sum(item) / len(item) for item in correct], max(map(len, correct)))
+    total = sum(map(sum, correct))
+    return total / len(records), size, {"correct": total, "n": len(correct)}
 
 
-def _by_group(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+def _by(field: str, records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
     for each in records:
-        groups.setdefault(each["group"], []).append(each)
-    return dict(sorted(groups.items()))
+        found.setdefault(each[field], []).append(each)
+    return dict(sorted(found.items()))
 
 
 def _finish(record: Mapping[str, Any]) -> str | None:

@@ -30,6 +30,7 @@ __all__ = [
     "Rows",
     "Rule",
     "Sample",
+    "Sampling",
     "SplitSpec",
     "Task",
     "Turn",
@@ -77,13 +78,29 @@ class LeftCut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a token is drawn instead of taking the likeliest one.
+
+    The logits are divided by `temperature` (above 0); of the `top_k` likeliest tokens (0: all) the smallest set stays
+    whose probability reaches `top_p` (Holtzman et al. 2020, "The curious case of neural text degeneration", section
+    3.1); one of them is drawn. `seed` decides all draws of an answer, whatever is computed beside it.
+    """
+
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Continue the prompt greedily until an end token, one of `stops`, or `max_new_tokens`."""
+    """Continue the prompt until an end token, one of `stops`, or `max_new_tokens`; greedily, or by `sampling`."""
 
     prompt: Prompt
     max_new_tokens: int = 512
     stops: tuple[str, ...] = ()
     cut: LeftCut | None = None
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,6 +98,56 @@ CHATML_TEMPLATE = (
 )
 
 
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+TINY: dict[str, dict[str, object]] = {
+    "cohere2": {"sliding_window": 16},
+    "ernie4_5": {"head_dim": 8},
+    "exaone4": {"sliding_window": 16},
+    "gemma": {"head_dim": 8},
+    "gemma3": {
+        "text_config": {
+            "vocab_size": 400,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "sliding_window": 16,
+        },
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        "mm_tokens_per_image": 4,
+        "image_token_index": 5,
+        "boi_token_index": 6,
+        "eoi_token_index": 7,
+    },
+    "gemma3_text": {"num_hidden_layers": 6, "head_dim": 8, "sliding_window": 16},
+    "glm": {"head_dim": 8},
+    "glm4": {"head_dim": 8},
+    "glm4_moe": {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "granitemoe": {"num_local_experts": 4},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "ministral": {"head_dim": 8, "sliding_window": 24},
+    "mistral": {"sliding_window": 24},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 24},
+    "olmo3": {"sliding_window": 16},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 32},
+    "qwen3": {"head_dim": 8},
+    "qwen3_moe": {**EXPERTS, "head_dim": 8},
+    "seed_oss": {"head_dim": 8},
+    "starcoder2": {"sliding_window": 16},
+}
+"""What a tiny model of a kind has beside the sizes that all have; windows are short enough to matter."""
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_file: Path) -> Callable[..., Path]:
     """Make a tiny random checkpoint folder: `tiny_checkpoint("qwen2", chat=True)`. Same arguments, same folder."""
@@ -122,15 +172,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_fil
             "eos_token_id": 2 if chat else 0,
             "pad_token_id": 0,
         }
-        config = {
-            "qwen2": lambda: transformers.Qwen2Config(**common),
-            "llama": lambda: transformers.LlamaConfig(**common),
-            "qwen3": lambda: transformers.Qwen3Config(**common, head_dim=8),
-            "mistral": lambda: transformers.MistralConfig(**common, sliding_window=24),
-            "gemma3": lambda: transformers.Gemma3TextConfig(
-                **{**common, "num_hidden_layers": 6}, head_dim=8, sliding_window=16
-            ),
-        }[kind]()
+        settings = {**common, **TINY.get(kind, {})}
+        config = transformers.models.auto.configuration_auto.CONFIG_MAPPING[kind](**settings)
         torch.manual_seed(7)
         model = transformers.AutoModelForCausalLM.from_config(config)
         with torch.no_grad():

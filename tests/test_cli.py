@@ -1,5 +1,7 @@
 """The command line as a user meets it: what works, and that every mistake ends in plain lines and its exit code."""
 
+import hashlib
+import importlib
 import json
 import os
 import signal
@@ -12,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from qwen_eval.cli import main
+from qwen_eval.errors import UsageError
+from qwen_eval.models.scripted import ScriptedModel
+from qwen_eval.task import Answer, Chosen, Generate, Generated, Request
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -148,6 +153,82 @@ def test_scoring_a_run_folder_gives_the_verdicts_of_the_run(cli: Cli, chat_model
                 assert record["verdicts"][row["rule"]] == {"correct": row["correct"], "extracted": row["extracted"]}
 
 
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """A scripted chat model in place of a checkpoint; returns the settings it was asked for with."""
+    asked: dict[str, object] = {}
+
+    def answer(request: Request) -> Answer:
+        number = int(hashlib.sha256(repr(request).encode()).hexdigest(), 16)
+        if isinstance(request, Generate):
+            return Generated(text=f"The answer is {number % 7}", finish="end", prompt_tokens=5, new_tokens=4)
+        return Chosen(logprobs=tuple(-float(number // 7**index % 7) for index in range(4)), prompt_tokens=5)
+
+    def engine(model: str, **settings: object) -> ScriptedModel:
+        asked.update(settings)
+        return ScriptedModel(answer, chat=True)
+
+    monkeypatch.setattr(importlib.import_module("qwen_eval.commands.run"), "_engine", engine)
+    return asked
+
+
+def test_repeats_are_run_shown_and_scored_again(cli: Cli, scripted: dict[str, object], tmp_path: Path) -> None:
+    words = ["run", "--task", "gsm8k@qwen-chat,mmlu@qwen", "--limit", "6", "--temperature", "0.8", "--repeats", "5"]
+    code, out, err = cli(*words, QWEN_EVAL_TOP_P="0.9")
+    assert code == 0, err
+    assert "mmlu@qwen (mini) generates no text: asked once, without sampling." in err
+    assert "gsm8k@qwen-chat (mini) generates" not in err
+    assert "6 x 5" in out
+    (folder,) = (tmp_path / "results").glob("*/gsm8k*")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["sampling"] == {"temperature": 0.8, "top_p": 0.9, "top_k": 0}
+    assert (metrics["n"], metrics["repeats"], metrics["seed"], metrics["deterministic"]) == (6, 5, 0, False)
+    code, _, err = cli("score", "--task", "gsm8k", "--input", str(folder), "--output", "out.jsonl")
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    for rule, part in metrics["rules"].items():
+        of_rule = [row for row in rows if row["rule"] == rule]
+        assert len({(row["id"], row["repeat"]) for row in of_rule}) == len(of_rule) == 30
+        assert sum(row["correct"] for row in of_rule) / 30 == part["score"]
+        assert f"gsm8k, {rule}: {part['correct']} of 30 correct" in err
+    code, _, err = cli(*words[:-1], "6", "--seed", "1")
+    assert code == 2
+    assert "holds another run: seed was 0 and is now 1" in err
+    code, out, err = cli(*words, "--dry-run")
+    assert code == 0, err
+    assert "6 of 24 x 5" in out
+
+
+def test_a_deterministic_run_is_no_other_run_and_keeps_its_batches(
+    cli: Cli, scripted: dict[str, object], tmp_path: Path
+) -> None:
+    words = ["run", "--task", "gsm8k", "--limit", "3", "--deterministic", "--batch-size", "4"]
+    code, _, err = cli(*words)
+    assert code == 0, err
+    assert scripted["deterministic"] is True
+    for other, says in (
+        (words[:-3], "deterministic was True and is now False"),
+        ([*words[:-1], "5"], "batch_size was 4 and is now 5"),
+        ([*words, "--limit", "6"], "samples was 3 and is now 6"),
+    ):
+        code, _, err = cli(*other)
+        assert code == 2, err
+        assert says in err
+
+
+def test_the_engine_is_told_to_be_deterministic(cli: Cli, chat_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, object] = {}
+
+    def engine(checkpoint: object, **settings: object) -> None:
+        asked.update(settings)
+        raise UsageError("enough")
+
+    monkeypatch.setattr("qwen_eval.models.transformers.engine.open_model", engine)
+    for words, expected in (([], False), (["--deterministic"], True)):
+        assert cli("run", "--task", "gsm8k", "--model", chat_model, *words)[0] == 2
+        assert asked["deterministic"] is expected
+
+
 def test_a_mini_run_is_scored_by_its_own_golds_whatever_data_is_there(
     cli: Cli, chat_model: str, tmp_path: Path, real_data: Path
 ) -> None:
@@ -251,6 +332,29 @@ def test_verifying_a_data_folder(cli: Cli, real_data: Path, tmp_path: Path) -> N
         (["score", "--task", "gsm8k", "--input", "x", "--output", "./x"], 2, "another file than --input"),
         (["run", "--task", "gsm8k", "--model", ""], 2, "found nothing"),
         (["run", "--task", "gsm8k", "--limit", "٣"], 2, "found '٣'"),
+        (["run", "--task", "gsm8k", "--temperature", "-1"], 2, "--temperature -1.0: expected 0"),
+        (["run", "--task", "gsm8k", "--temperature", "nan"], 2, "--temperature nan: expected 0"),
+        (["run", "--task", "gsm8k", "--temperature", "inf"], 2, "--temperature inf: expected 0"),
+        (["run", "--task", "gsm8k", "--temperature", "1", "--top-p", "0"], 2, "--top-p 0.0: expected a share above 0"),
+        (
+            ["run", "--task", "gsm8k", "--temperature", "1", "--top-p", "1.1"],
+            2,
+            "--top-p 1.1: expected a share above 0",
+        ),
+        (
+            ["run", "--task", "gsm8k", "--temperature", "1", "--top-p", "nan"],
+            2,
+            "--top-p nan: expected a share above 0",
+        ),
+        (
+            ["run", "--task", "gsm8k", "--temperature", "1", "--top-k", "-1"],
+            2,
+            "'--top-k': -1 is not in the range x>=0",
+        ),
+        (["run", "--task", "gsm8k", "--temperature", "1", "--repeats", "0"], 2, "'--repeats': 0 is not in the range"),
+        (["run", "--task", "gsm8k", "--repeats", "2"], 2, "--repeats 2: expected a --temperature above 0, found 0"),
+        (["run", "--task", "gsm8k", "--top-p", "0.9"], 2, "greedy decoding gives the same answer every time"),
+        (["run", "--task", "gsm8k", "--top-k", "5"], 2, "Next: add --temperature, or leave out --top-k"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

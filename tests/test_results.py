@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen_eval.errors import StoreError, UsageError
-from qwen_eval.results import RunFolder, StoredAnswer, read_answers, read_records
-from qwen_eval.task import Answer, Chosen, Generated, Measured
+from qwen_eval.results import RunFolder, StoredAnswer, read_answers, read_records, request_hash, sealed
+from qwen_eval.task import Answer, Choose, Chosen, Generate, Generated, LeftCut, Measured, Sampling
 
 MANIFEST: dict[str, Any] = {"task": "toy", "samples": 4, "model": {"name": "m", "fingerprint": "f"}}
 
@@ -20,8 +20,8 @@ def generated(text: str = "18") -> Generated:
     return Generated(text=text, finish="end", prompt_tokens=3, new_tokens=1)
 
 
-def stored(sample: str, answer: Answer | None = None, turn: int = 0) -> StoredAnswer:
-    return StoredAnswer(sample, turn, "hash", answer or generated())
+def stored(sample: str, answer: Answer | None = None, turn: int = 0, repeat: int = 0) -> StoredAnswer:
+    return StoredAnswer(sample, turn, "hash", answer or generated(), repeat)
 
 
 answers = st.one_of(
@@ -34,18 +34,35 @@ answers = st.one_of(
 )
 
 
-@given(answers, st.text())
-def test_every_answer_comes_back_as_it_was(answer: Answer, sample: str) -> None:
-    entry = stored(sample, answer)
+@given(answers, st.text(), st.integers(0, 9))
+def test_every_answer_comes_back_as_it_was(answer: Answer, sample: str, repeat: int) -> None:
+    entry = stored(sample, answer, repeat=repeat)
     assert StoredAnswer.parse(entry.line()) == entry
+
+
+def test_a_line_without_a_repeat_is_of_the_only_one() -> None:
+    answer = {"text": "18", "finish": "end", "prompt_tokens": 3, "new_tokens": 1, "cut_tokens": 0}
+    line = sealed({"sample": "7", "turn": 1, "request": "hash", "generated": answer})
+    assert StoredAnswer.parse(line) == stored("7", turn=1, repeat=0)
+
+
+def test_the_hash_of_a_greedy_request_is_that_of_versions_without_sampling() -> None:
+    greedy = Generate(prompt="p", stops=("a",), cut=LeftCut(3, 2))
+    assert request_hash(greedy) == "907c482cda5451c2"
+    assert request_hash(Choose(prompt="p", options=("A", "B"))) == "97da94b916653d34"
+    drawn = [
+        Generate(prompt="p", stops=("a",), cut=LeftCut(3, 2), sampling=Sampling(temperature=1, seed=seed))
+        for seed in (0, 1)
+    ]
+    assert len({request_hash(request) for request in (greedy, *drawn)}) == 3
 
 
 def test_answers_are_there_after_reopening(tmp_path: Path) -> None:
     with RunFolder(tmp_path / "run", MANIFEST) as folder:
         folder.append([stored("0"), stored("1")])
-        folder.append([stored("0", turn=1)])
+        folder.append([stored("0", turn=1), stored("0", repeat=2)])
     with RunFolder(tmp_path / "run", MANIFEST) as folder:
-        assert list(folder.answers) == [("0", 0), ("1", 0), ("0", 1)]
+        assert list(folder.answers) == [("0", 0, 0), ("1", 0, 0), ("0", 1, 0), ("0", 0, 2)]
 
 
 @settings(max_examples=60)
@@ -106,6 +123,34 @@ def test_a_run_may_grow_but_not_shrink(tmp_path: Path) -> None:
         pass
 
 
+def test_a_run_may_be_repeated_more_often_but_not_less_often(tmp_path: Path) -> None:
+    for repeats in (2, 5):
+        with RunFolder(tmp_path, {**MANIFEST, "repeats": repeats}):
+            pass
+    with pytest.raises(UsageError, match="repeats was 5"), RunFolder(tmp_path, {**MANIFEST, "repeats": 2}):
+        pass
+
+
+@pytest.mark.parametrize("field", ["samples", "repeats"])
+def test_a_deterministic_run_does_not_grow(tmp_path: Path, field: str) -> None:
+    manifest = {**MANIFEST, "repeats": 4, "deterministic": True}
+    with RunFolder(tmp_path, manifest):
+        pass
+    with pytest.raises(UsageError, match=f"{field} was 4 and is now 8"), RunFolder(tmp_path, {**manifest, field: 8}):
+        pass
+
+
+def test_a_run_of_a_version_without_sampling_goes_on_greedily_only(tmp_path: Path) -> None:
+    now = {"sampling": None, "repeats": 1, "deterministic": False}
+    with RunFolder(tmp_path, MANIFEST) as folder:
+        folder.write_derived([], {"n": 0, "task": "toy"})
+    with RunFolder(tmp_path, {**MANIFEST, **now}):
+        assert (tmp_path / "metrics.json").exists()
+    for name, value in (("sampling", {"temperature": 1.0}), ("deterministic", True)):
+        with pytest.raises(UsageError, match=f"{name} was"), RunFolder(tmp_path, {**MANIFEST, **now, name: value}):
+            pass
+
+
 def test_a_full_disk_keeps_every_whole_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     with RunFolder(tmp_path, MANIFEST) as folder:
@@ -152,6 +197,18 @@ def test_damaged_records_are_refused(tmp_path: Path, damage: Any, says: str) -> 
     file = tmp_path / "records.jsonl"
     file.write_bytes(b"\n".join(damage(file.read_bytes().split(b"\n")[:-1])) + b"\n")
     with pytest.raises(StoreError, match=says):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize(("errors", "lines"), [(0, 6), (1, 5)])
+def test_there_is_a_record_a_repeat_but_for_those_that_failed(tmp_path: Path, errors: int, lines: int) -> None:
+    metrics = {"n": 3, "task": "toy", "samples": 3, "repeats": 2, "errors": errors}
+    records = [{"doc_id": str(number // 2), "repeat": number % 2} for number in range(lines)]
+    with RunFolder(tmp_path, MANIFEST) as folder:
+        folder.write_derived(records, metrics)
+        assert read_records(tmp_path) == records
+        folder.write_derived(records[:-1], metrics)
+    with pytest.raises(StoreError, match=f"expected {lines} records, found {lines - 1}"):
         read_records(tmp_path)
 
 

@@ -91,5 +91,18 @@ def test_csv_has_one_line_a_number() -> None:
     assert float(rows[0]["score"]) == 0.375
 
 
+def test_repeats_stand_beside_the_number_of_items() -> None:
+    repeated = {**METRICS, "repeats": 10}
+    row = next(line for line in results([repeated]).splitlines() if line.startswith("mmlu@qwen-chat (mini)"))
+    assert row.split()[2:8] == ["val", "0", "8", "x", "10", "qwen-chat"]
+    averages = [line.split()[-7:-4] for line in results([repeated]).splitlines() if "Mean over" in line]
+    assert averages == [["4", "x", "10"], ["8", "x", "10"]]
+    rows = list(csv.DictReader(io.StringIO(results([repeated, METRICS], format="csv"))))
+    assert [(row["n"], row["repeats"]) for row in rows] == [
+        *[("8", "10")] * 2, *[("4", "10")] * 4, *[("8", "1")] * 2, *[("4", "1")] * 4
+    ]  # fmt: skip
+    assert list(rows[0])[-1] == "repeats"
+
+
 def test_json_is_the_metrics() -> None:
     assert json.loads(results([METRICS], format="json")) == [METRICS]

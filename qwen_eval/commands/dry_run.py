@@ -30,8 +30,8 @@ def print_dry_run(plans: Sequence["Plan"], engine: "Model", format: str) -> None
             {
                 "Task": plan.name,
                 "Shots": plan.shots,
-                "Items": f"{len(plan.samples):,} of {plan.total:,}",
-                "Prompt tokens": f"{sum(map(len, prompts)):,}",
+                "Items": f"{len(plan.samples):,} of {plan.total:,}" + (f" x {plan.repeats}" * (plan.repeats > 1)),
+                "Prompt tokens": f"{sum(map(len, prompts)) * plan.repeats:,}",
                 "Sharing prefixes": f"{shared_length(prompts):,}",
                 "Detectable difference": f"{100 * detectable_difference(len(plan.samples)):.1f} points",
             }

@@ -1,9 +1,10 @@
 """`python -m qwen_eval run`: evaluate a model on one or more tasks."""
 
+import math
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from qwen_eval.models.base import Identity, Model
     from qwen_eval.registry import Entry
     from qwen_eval.runner import Plan
+    from qwen_eval.task import Sampling
 
 __all__ = ["run"]
 
@@ -57,7 +59,42 @@ __all__ = ["run"]
 @option("--dtype", default="auto", show_default=True, help="float32, bfloat16 or float16; auto: by device.")
 @option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
 @option(
-    "--seed", type=int, default=0, show_default=True, help="Seed, recorded with the run; greedy decoding uses none."
+    "--temperature",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="T",
+    help="Draw each token at this temperature; 0 is greedy decoding. Log-probabilities are never sampled.",
+)
+@option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    metavar="P",
+    help="Draw from the fewest likeliest tokens that have this share of the probability.",
+)
+@option(
+    "--top-k",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="K",
+    help="Draw from so many likeliest tokens; 0: all.",
+)
+@option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Ask every item so many times; its score is the mean. Needs a --temperature above 0.",
+)
+@option("--seed", type=int, default=0, show_default=True, help="Decides what is drawn above temperature 0.")
+@option(
+    "--deterministic/--no-deterministic",
+    is_flag=True,
+    help="Fix what is computed together, so that a resumed run gives the same bytes where rounding depends on it.",
 )
 @option("--chat", is_flag=True, help="Use the chat protocol where a task names none.")
 @option("--base", is_flag=True, help="Use the base protocol where a task names none.")
@@ -106,7 +143,12 @@ def run(
     engine: str,
     dtype: str,
     device: str,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    repeats: int,
     seed: int,
+    deterministic: bool,
     chat: bool,
     base: bool,
     output_dir: Path,
@@ -122,11 +164,14 @@ def run(
 ) -> None:
     """Run tasks on a model and print a table. The same command again resumes; nothing is asked twice."""
     chat, base = _kind(chat, base)
+    sampling = _sampling(temperature, top_p, top_k, repeats, seed)
     wanted = _wanted(task, include_path)
     datasets = _datasets([entry for entry, _ in wanted], data_dir, allow_mini=not no_mini)
     if not dry_run:
         _check_writable(output_dir)
-    answering = _engine(model, engine=engine, dtype=dtype, device=device, batch_size=batch_size)
+    answering = _engine(
+        model, engine=engine, dtype=dtype, device=device, batch_size=batch_size, deterministic=deterministic
+    )
     from qwen_eval.registry import default_protocol, protocol
     from qwen_eval.runner import make_plan
 
@@ -146,8 +191,13 @@ def run(
                 shots=shots,
                 limit=limit,
                 published_truncation=published_truncation,
+                sampling=sampling,
+                repeats=repeats,
+                deterministic=deterministic,
             )
         )
+        if sampling and not plans[-1].sampling:
+            _say(f"{plans[-1].name} generates no text: asked once, without sampling.")
         _check_renders(plans[-1], answering, model)
     for warning in dict.fromkeys(line for dataset in datasets.values() for line in dataset.warnings):
         _say(f"Warning: {warning}")
@@ -156,7 +206,8 @@ def run(
 
         print_dry_run(plans, answering, format)
         return
-    _run_all(plans, answering, output_dir, seed=seed, overwrite=overwrite, format=format, by=by)
+    settings = {"seed": seed} | ({"batch_size": batch_size or "auto"} if deterministic else {})
+    _run_all(plans, answering, output_dir, settings=settings, overwrite=overwrite, format=format, by=by)
 
 
 def _kind(chat: bool, base: bool) -> tuple[bool, bool]:
@@ -169,6 +220,28 @@ def _kind(chat: bool, base: bool) -> tuple[bool, bool]:
         if len(said) == 1:
             return said == ["chat"], said == ["base"]
     raise UsageError("--chat and --base: expected one of them, found both.")
+
+
+def _sampling(temperature: float, top_p: float, top_k: int, repeats: int, seed: int) -> "Sampling | None":
+    """Return how tokens are drawn, None for greedy decoding. Raises UsageError, also for what would change nothing."""
+    from qwen_eval.task import Sampling
+
+    if not 0 <= temperature < math.inf:
+        raise UsageError(
+            f"--temperature {temperature}: expected 0 (greedy decoding) or a number above it, such as 0.7."
+        )
+    if not 0 < top_p <= 1:
+        raise UsageError(f"--top-p {top_p}: expected a share above 0 and up to 1, such as 0.95.")
+    if temperature:
+        return Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    given = {"--repeats": (repeats, 1), "--top-p": (top_p, 1), "--top-k": (top_k, 0)}
+    for flag, (value, default) in given.items():
+        if value != default:
+            raise UsageError(
+                f"{flag} {value}: expected a --temperature above 0, found 0: greedy decoding gives the same answer "
+                f"every time.\nNext: add --temperature, or leave out {flag}."
+            )
+    return None
 
 
 def _wanted(names: Sequence[str], include: Sequence[Path]) -> list[tuple["Entry", str | None]]:
@@ -211,7 +284,9 @@ def _check_writable(folder: Path) -> None:
         ) from None
 
 
-def _engine(model: str, *, engine: str, dtype: str, device: str, batch_size: int | None) -> "Model":
+def _engine(
+    model: str, *, engine: str, dtype: str, device: str, batch_size: int | None, deterministic: bool
+) -> "Model":
     from qwen_eval.models.transformers.checkpoint import checked_dtype, locate
 
     if dtype != "auto":
@@ -221,7 +296,8 @@ def _engine(model: str, *, engine: str, dtype: str, device: str, batch_size: int
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from qwen_eval.models.transformers.engine import open_model
 
-    return open_model(checkpoint, engine=engine, say=_say, dtype=dtype, device=device, batch_size=batch_size)
+    settings: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": batch_size}
+    return open_model(checkpoint, engine=engine, say=_say, deterministic=deterministic, **settings)
 
 
 def _check_renders(plan: "Plan", engine: "Model", model: str) -> None:
@@ -238,7 +314,7 @@ def _run_all(
     engine: "Model",
     output_dir: Path,
     *,
-    seed: int,
+    settings: Mapping[str, Any],
     overwrite: bool,
     format: str,
     by: str,
@@ -259,9 +335,13 @@ def _run_all(
             for plan in plans:
                 path = output_dir / f"{_safe(identity.name)}-{identity.fingerprint[:8]}" / plan.folder
                 with (
-                    RunFolder(path, _manifest(plan, identity, seed), overwrite=overwrite) as folder,
+                    RunFolder(path, _manifest(plan, identity, settings), overwrite=overwrite) as folder,
                     tqdm(
-                        total=len(plan.samples), desc=plan.name, unit="item", smoothing=0, mininterval=interval
+                        total=len(plan.samples) * plan.repeats,
+                        desc=plan.name,
+                        unit="item" if plan.repeats == 1 else "dialogue",
+                        smoothing=0,
+                        mininterval=interval,
                     ) as bar,
                 ):
                     finished.append(
@@ -295,13 +375,13 @@ def _say_ungraded(plan: "Plan", metrics: dict[str, Any]) -> None:
     )
 
 
-def _manifest(plan: "Plan", identity: "Identity", seed: int) -> dict[str, Any]:
-    """Everything that decides a score."""
+def _manifest(plan: "Plan", identity: "Identity", settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that decides a score. `settings` are those that neither the plan nor the model knows."""
     from qwen_eval import __version__
 
     return {
         **plan.manifest(),
-        "seed": seed,
+        **settings,
         "model": {
             "name": identity.name,
             "fingerprint": identity.fingerprint,

@@ -39,7 +39,10 @@ def score(
     data_dir: Path | None,
     include_path: Sequence[Path],
 ) -> None:
-    """Score outputs: a line {"id", "rule", "extracted", "correct"} for every output and rule, in input order."""
+    """Score outputs: a line {"id", "rule", "extracted", "correct"} for every output and rule, in input order.
+
+    For a run that asked every item several times, a line also carries its "repeat".
+    """
     from tqdm import tqdm
 
     name, protocol = registry.split_name(task)
@@ -51,8 +54,8 @@ def score(
         raise UsageError(f"--output {target}: expected another file than --input.")
     outputs = list(_of_run(entry.task, source) if source.is_dir() else _of_file(entry, source, data_dir))
     verdicts = [
-        (identifier, each, entry.task.rules[each](output, sample))
-        for identifier, output, sample in tqdm(outputs, desc=name, unit="output", delay=2)
+        (place, each, entry.task.rules[each](output, sample))
+        for place, output, sample in tqdm(outputs, desc=name, unit="output", delay=2)
         for each in rules
     ]
     if not verdicts:
@@ -64,7 +67,7 @@ def score(
         click.echo(f"{name}, {each}: {right:,} of {count:,} correct ({100 * right / count:.1f} %)", err=True)
 
 
-def _write(target: Path, verdicts: Sequence[tuple[Any, str, Verdict]]) -> None:
+def _write(target: Path, verdicts: Sequence[tuple[dict[str, Any], str, Verdict]]) -> None:
     """Write the verdicts whole or not at all; a device or a pipe is written directly."""
     import jsonlines
 
@@ -72,8 +75,8 @@ def _write(target: Path, verdicts: Sequence[tuple[Any, str, Verdict]]) -> None:
     partial = target if direct else target.with_name(f".{target.name}.partial")
     try:
         with jsonlines.open(partial, "w") as out:
-            for identifier, rule, verdict in verdicts:
-                out.write({"id": identifier, "rule": rule, "extracted": verdict.extracted, "correct": verdict.correct})
+            for place, rule, verdict in verdicts:
+                out.write({**place, "rule": rule, "extracted": verdict.extracted, "correct": verdict.correct})
         if not direct:
             partial.replace(target)
     except OSError as error:
@@ -92,27 +95,32 @@ def _rules(task: Task, wanted: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(wanted)) or list(task.rules)
 
 
-def _of_run(task: Task, run: Path) -> Iterator[tuple[Any, str, Sample]]:
-    """Yield id, output and sample of a finished run: its records hold the items it was run on, so no data is needed."""
+def _of_run(task: Task, run: Path) -> Iterator[tuple[dict[str, Any], str, Sample]]:
+    """Yield id (and repeat, where there are several), output and sample of every record of a finished run.
+
+    The records hold the items it was run on, so no data is needed.
+    """
     from qwen_eval.results import read_metrics, read_records
 
-    found = read_metrics(run)["task"]
-    if found != task.name:
-        raise UsageError(f"{run}: expected a run of {task.name}, found one of {found}.")
+    metrics = read_metrics(run)
+    if metrics["task"] != task.name:
+        raise UsageError(f"{run}: expected a run of {task.name}, found one of {metrics['task']}.")
+    repeated = metrics.get("repeats", 1) > 1
     for number, record in enumerate(read_records(run), 1):
         try:
             text = record["outputs"][-1].get("text")
             sample = Sample(record["doc_id"], record["doc"], record["target"], record["group"])
+            place = {"id": sample.id} | ({"repeat": record["repeat"]} if repeated else {})
         except (KeyError, IndexError):
             raise StoreError(
                 f"{run / 'records.jsonl'}, line {number}: expected a record, found another object."
             ) from None
         if text is None:
             raise UsageError(f"{run}: this run compared log-probabilities; it has no text outputs to score.")
-        yield sample.id, text, sample
+        yield place, text, sample
 
 
-def _of_file(entry: registry.Entry, file: Path, data_dir: Path | None) -> Iterator[tuple[Any, str, Sample]]:
+def _of_file(entry: registry.Entry, file: Path, data_dir: Path | None) -> Iterator[tuple[dict[str, Any], str, Sample]]:
     """Yield id, output and sample of every line of a JSON-lines file."""
     import json
 
@@ -130,7 +138,7 @@ def _of_file(entry: registry.Entry, file: Path, data_dir: Path | None) -> Iterat
         identified = isinstance(row, dict) and isinstance(row.get("id"), str | int)
         if not identified or not isinstance(row.get("output"), str):
             raise DataError(f'{where}: expected {{"id": …, "output": "text"}}, found {line[:80]}')
-        yield row["id"], row["output"], samples.of(row, where)
+        yield {"id": row["id"]}, row["output"], samples.of(row, where)
 
 
 class _Samples:

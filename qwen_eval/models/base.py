@@ -47,6 +47,9 @@ class Model(Protocol):
     def collect(self) -> Sequence[tuple[int, Answer | Failed]]:
         """Wait until some answers are ready and return them; an empty sequence when nothing is queued."""
 
+    def forget(self) -> None:
+        """Let go of what earlier requests left behind (cached prefixes): the next answers do not depend on it."""
+
     def prompt_tokens(self, request: Request) -> tuple[int, ...]:
         """Return the token ids of a request's prompt."""
 

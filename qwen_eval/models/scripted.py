@@ -40,6 +40,9 @@ class ScriptedModel:
         self.asked += len(ready)
         return [(ticket, self.script(request)) for ticket, request in ready]
 
+    def forget(self) -> None:
+        """Nothing is remembered."""
+
     def render(self, prompt: Prompt) -> str:
         """Return plain text as it is, conversations as ChatML."""
         return prompt if isinstance(prompt, str) else chatml(prompt.turns)

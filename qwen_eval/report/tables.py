@@ -18,7 +18,8 @@ def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: s
     """Return the tables of one or more finished runs.
 
     First one line a run with its headline rule; then every rule over the same outputs; then, as `by` says, categories
-    or subjects; last, how many golds are known to be wrong. Scores are percentages with their 95 % Wilson interval.
+    or subjects; last, how many golds are known to be wrong. Scores are percentages with their 95 % Wilson interval; n
+    counts items ("164 x 10" where each was asked ten times), the columns after the interval count answers.
     `csv` is one long table, `json` the metrics themselves.
     """
     if format == "json":
@@ -80,13 +81,19 @@ def _interval(part: Mapping[str, Any]) -> str:
     return "-" if part["low"] is None else f"{_percent(part['low'])} to {_percent(part['high'])}"
 
 
+def _items(metrics: Mapping[str, Any], part: Mapping[str, Any]) -> str:
+    """The number of items, and how often each was asked where that is more than once: "164 x 10"."""
+    repeats = metrics.get("repeats", 1)
+    return f"{part['n']} x {repeats}" if repeats > 1 else f"{part['n']}"
+
+
 def _headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "Task": _name(metrics),
         "Model": metrics["model"]["name"],
         "Split": metrics["split"],
         "Shots": metrics["shots"],
-        "n": metrics["n"],
+        "n": _items(metrics, metrics),
         "Rule": metrics["rule"],
         "Score": _percent(metrics["score"]),
         "95 % interval": _interval(metrics),
@@ -101,7 +108,7 @@ def _part(metrics: Mapping[str, Any], name: str, label: str, part: Mapping[str, 
     return {
         "Task": _name(metrics),
         label: name,
-        "n": part["n"],
+        "n": _items(metrics, part),
         "Score": _percent(part["score"]),
         "95 % interval": _interval(part),
     }
@@ -129,13 +136,16 @@ def _long(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "average": each["average"],
         }
         counts = {name: each[name] for name in ("unparsed", "truncated", "empty", "errors")}
+        # A column that came later stands last.
+        last = {"repeats": each.get("repeats", 1)}
         nothing = {"correct": 0, "n": 0, "score": None, "low": None, "high": None}
         for rule, part in (each["rules"] or {each["rule"]: nothing}).items():
             headline = rule == each["rule"]
             more = {"headline": headline, **(counts if headline else {})}
-            rows.append({**common, "part": "all", "name": "", "rule": rule, **part, **more})
+            rows.append({**common, "part": "all", "name": "", "rule": rule, **part, **more, **last})
         for kind, key in (("category", "categories"), ("subject", "groups")):
             rows += [
-                {**common, "part": kind, "name": name, "rule": each["rule"], **part} for name, part in each[key].items()
+                {**common, "part": kind, "name": name, "rule": each["rule"], **part, **last}
+                for name, part in each[key].items()
             ]
     return rows

@@ -8,13 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_eval.models.transformers.checkpoint import Checkpoint
+from qwen_eval.models.transformers.engine import KINDS as SUPPORTED
 from qwen_eval.models.transformers.engine import PackedModel, open_model, supports
-from qwen_eval.models.transformers.prefixes import PrefixWalk, common_length
 from qwen_eval.models.transformers.reference import ReferenceModel
 from qwen_eval.prompts import chat
 from qwen_eval.task import Answer, Choose, Chosen, Failed, Generate, Generated, LeftCut, Measured, Perplexity, Request
 
-KINDS = ["qwen2", "llama", "qwen3", "gemma3", "mistral"]
+KINDS = ["qwen2", "llama", "qwen3", "gemma3_text", "mistral"]
 SHOTS = "Ann has 3 apples and buys 4 more. She has 7.\n\nHe pays 12 dollars for 3 pens. One costs 4.\n\n"
 DEEPER = (
     SHOTS + "Nine boxes hold 8 cups each. How many cups are there in all of the boxes together, if two are empty?\n"
@@ -84,9 +84,18 @@ def test_long_prompts_beside_short_ones(
     kind: str, tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long own part is a prefix of its own; the slab then holds new tokens only."""
-    monkeypatch.setattr("qwen_eval.models.transformers.engine.LONG", 12)
+    monkeypatch.setattr("qwen_eval.models.transformers.engine.LONG", {"cpu": 12, "cuda": 12})
     requests: list[Request] = [Generate(prompt=text, max_new_tokens=20 + at) for at, text in enumerate(TEXTS)]
     requests += [Generate(prompt=f"{text} And he pays 12 dollars for 3 pens too.", max_new_tokens=9) for text in TEXTS]
+    compare(tiny_checkpoint(kind), requests, batch_size=3)
+
+
+@pytest.mark.parametrize("kind", SUPPORTED)
+def test_every_kind_of_model_it_says_it_knows(kind: str, tiny_checkpoint: Callable[..., Path]) -> None:
+    """Sliding windows, experts, partial or interleaved rotation: what a kind does must survive packing."""
+    requests: list[Request] = [Generate(prompt=text, max_new_tokens=40) for text in TEXTS]
+    requests += [Choose(prompt=text, options=("a", " twelve")) for text in TEXTS]
+    requests += [Perplexity(text=" ".join(TEXTS), block=90)]
     compare(tiny_checkpoint(kind), requests, batch_size=3)
 
 
@@ -166,9 +175,11 @@ def test_no_row_is_computed_after_its_end(tiny_checkpoint: Callable[..., Path]) 
 def test_kinds_of_models_it_is_not_known_to_be_right_for_are_refused() -> None:
     import transformers
 
-    assert supports(transformers.Qwen2Config())
-    assert not supports(transformers.GPT2Config())
-    assert not supports(transformers.Gemma2Config())
+    assert supports("qwen2", transformers.Qwen2Config())
+    assert not supports("gpt2", transformers.GPT2Config())
+    assert not supports("gemma2", transformers.Gemma2Config())
+    # One length decides the frequencies of all that is computed together.
+    assert not supports("qwen2", transformers.Qwen2Config(rope_parameters={"rope_type": "dynamic", "factor": 2.0}))
 
 
 def test_what_the_engine_does_not_know_is_answered_by_the_reference_with_one_line(
@@ -179,25 +190,10 @@ def test_what_the_engine_does_not_know_is_answered_by_the_reference_with_one_lin
     assert open_model(checkpoint, device="cpu", say=said.append).identity.engine == "packed"
     assert open_model(checkpoint, engine="reference", device="cpu", say=said.append).identity.engine == "reference"
     assert not said
-    monkeypatch.setattr("qwen_eval.models.transformers.engine.supports", lambda config: False)
+    monkeypatch.setattr("qwen_eval.models.transformers.engine.supports", lambda kind, config: False)
     assert open_model(checkpoint, device="cpu", say=said.append).identity.engine == "reference"
     assert len(said) == 1
     assert "kind qwen2" in said[0]
 
 
 # ------------------------------------------------------------------------------------------------------------ prefixes
-
-token_lists = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=60), min_size=1, max_size=12).map(sorted)
-
-
-@given(token_lists)
-def test_a_walk_cuts_where_prompts_part_and_leaves_a_token(lists: list[list[int]]) -> None:
-    from qwen_eval.models.transformers.packed import Prefix
-
-    walk = PrefixWalk(lists)
-    for index, prompt in enumerate(lists):
-        for end in walk.cuts(index):
-            assert any(common_length(prompt, later) >= end for later in lists[index + 1 :])
-            walk.held = Prefix(walk.held, end - (walk.held.end if walk.held else 0))
-        if walk.held is not None:
-            assert walk.held.end < len(prompt)

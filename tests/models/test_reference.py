@@ -267,7 +267,7 @@ def test_conversations_are_rendered_as_published(tiny_checkpoint: Callable[..., 
 
 def test_option_tokens_are_those_that_appear_in_context(tiny_checkpoint: Callable[..., Path]) -> None:
     tokenizer = Tokenizer(tiny_checkpoint("qwen2"))
-    context, options = tokenizer.continuations("Answer:", (" A", " B"))
+    [(context, options)] = tokenizer.continuations([("Answer:", (" A", " B"))])
     assert context == tokenizer.encode("Answer:", control=False)
     for option, text in zip(options, (" A", " B"), strict=True):
         assert tokenizer.inner.decode(option) == text
@@ -279,7 +279,7 @@ def test_where_an_option_changes_the_prompts_tokens_all_options_are_cut_back_ali
     tokenizer = Tokenizer(tiny_checkpoint("qwen2"))
     whole = next(word for word in (" the", " many", " each", " How") if len(tokenizer.encode(word, control=False)) == 1)
     head, tail = whole[:-1], whole[-1]
-    context, options = tokenizer.continuations(head, (tail, "Z"))
+    [(context, options)] = tokenizer.continuations([(head, (tail, "Z"))])
     assert tokenizer.inner.decode(context + options[0]) == whole
     assert tokenizer.inner.decode(context + options[1]) == head + "Z"
     assert len(context) < len(tokenizer.encode(head, control=False))

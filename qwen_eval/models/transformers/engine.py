@@ -1,20 +1,25 @@
 """The engine: every shared prefix is computed once, rows leave when they end and others take their place.
 
-Requests are sorted by the tokens of their prompts and worked off in that order, in packed passes without padding
-(`packed.py`, `prefixes.py`). Options cost logits at their own positions only. Generation keeps a number of rows going:
-a row that meets its end token, a stop string or its limit is answered at once, and when enough rows are free the next
-prompts join. Checked against the reference engine, whose answers it must give.
+Requests wait in the order of their prompts' tokens (`prefixes.py`) and are worked off in packed passes without padding
+(`packed.py`). Options cost logits at their own positions only. Generation keeps a number of rows going: a row that
+meets its end token, a stop string or its limit is answered at once, and when enough rows are free the next prompts
+join. How many rows that are follows from free memory and from whether more rows make a step cheaper; where memory runs
+out, what was being computed waits again and less is computed together. Checked against the reference engine, whose
+answers it must give.
 """
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from qwen_eval.models.transformers import reference
-from qwen_eval.models.transformers.packed import ATTENTION, Piece, Plan, Prefix, Slab, register
-from qwen_eval.models.transformers.prefixes import PrefixWalk
-from qwen_eval.models.transformers.reference import ReferenceModel, Row, left_cut
-from qwen_eval.task import Answer, Choose, Chosen, Failed, Generate, Perplexity
+from qwen_eval.models.transformers.machine import free_memory, is_out_of_memory
+from qwen_eval.models.transformers.packed import ATTENTION, Pass, Piece, Prefix, Prompts, Slab, Step, register
+from qwen_eval.models.transformers.prefixes import PrefixTree, Waiting
+from qwen_eval.models.transformers.reference import ReferenceModel, Row, cache_bytes, left_cut, scales_with_length
+from qwen_eval.task import Answer, Choose, Chosen, Failed, Generate, Generated, Perplexity
 
 if TYPE_CHECKING:
     import torch
@@ -23,11 +28,61 @@ if TYPE_CHECKING:
 
 __all__ = ["PackedModel", "open_model", "supports"]
 
-PASS_TOKENS = 1024
-"""Tokens of prompts in one pass: enough for the processor to work well, few enough to stay in its caches."""
-LONG = 256
+PASS_TOKENS = {"cpu": 384, "cuda": 8192}
+"""Tokens of prompts in one pass: enough for the processor to work well; on a CPU, few enough to stay in its caches."""
+LONG = {"cpu": 256, "cuda": 2048}
 """A row's own part of the prompt from so many tokens on is kept as a prefix of its own: in the slab, the longest row
-would decide the room of all."""
+would decide the room of all. On a GPU one more product for a row costs more than some room."""
+LONGEST_PIECE = 2048
+"""A longer part of a prompt is computed piece by piece: bounds what is needed for scores and masks."""
+ROWS = {"cpu": (32, 128), "cuda": (64, 512)}
+"""Rows that generate at a time, at first and at most, where the user says nothing."""
+ROWS_FIXED = 32
+"""The same where neither memory nor a clock may decide."""
+MEMORY_FOR_ROWS = 1 / 2
+MEMORY_FOR_PREFIXES = 1 / 16
+"""Shares of the memory that is free once the weights are loaded."""
+PREFIXES_FIXED = 32768
+"""Tokens of prefixes that are kept where free memory may not decide."""
+
+TOKENIZED_TOGETHER = 512
+"""Requests whose texts are tokenized in one call: on all processors, without all token lists at once in memory."""
+
+KINDS = (
+    "cohere",
+    "cohere2",
+    "ernie4_5",
+    "exaone4",
+    "gemma",
+    "gemma3",
+    "gemma3_text",
+    "glm",
+    "glm4",
+    "glm4_moe",
+    "gpt_neox",
+    "granite",
+    "granitemoe",
+    "hunyuan_v1_dense",
+    "llama",
+    "ministral",
+    "mistral",
+    "mixtral",
+    "olmo",
+    "olmo2",
+    "olmo3",
+    "olmoe",
+    "phi",
+    "phi3",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_moe",
+    "seed_oss",
+    "smollm3",
+    "starcoder2",
+)
+"""The models (`model_type`) on which the engine is tested. Not among them: those that do more in attention than it
+knows, such as capped scores (gemma2), sinks (gpt_oss) or recurrent layers (qwen3_next)."""
 
 
 def open_model(
@@ -39,16 +94,21 @@ def open_model(
     """
     if engine == "auto":
         model = PackedModel(checkpoint, **settings)
-        if model.device.type == "cpu" and supports(model.config):
+        if supports(model.kind, model.config):
             return model
-        why = f"kind {model.config.model_type}" if model.device.type == "cpu" else "on a GPU"
-        say(f"{checkpoint.name} ({why}): answered by the slower reference engine; the other is not tested there yet.")
+        say(
+            f"{checkpoint.name} (kind {model.kind}): answered by the slower reference engine; the other is not tested "
+            "on it."
+        )
     return ReferenceModel(checkpoint, **settings)
 
 
-def supports(config: Any) -> bool:
-    """Return whether the engine is known to be right for this kind of model (a transformers text configuration)."""
-    return config.model_type in ("gemma3_text", "llama", "mistral", "qwen2", "qwen3")
+def supports(kind: str, config: Any) -> bool:
+    """Return whether the engine is known to be right for a model: its `model_type`, its text configuration."""
+    return kind in KINDS and not scales_with_length(config)
+
+
+# ---------------------------------------------------------------------------------------------------------- parts of it
 
 
 @dataclass
@@ -56,7 +116,7 @@ class _Options:
     """A context and the tokens of its options."""
 
     ticket: int
-    prompt: list[int]
+    tokens: list[int]
     options: list[list[int]]
     cut: int
 
@@ -66,58 +126,105 @@ class _Running:
     """A row that generates: the prefix it shares, and how many tokens of its own are in the slab."""
 
     row: Row
-    prefix: Prefix | None
+    prefix: Prefix
     own: int
 
-
-class _Line:
-    """What waits, in the order of prompts, and the walk over the prefixes they share."""
-
-    def __init__(self, items: Sequence[Any]) -> None:
-        self.items = sorted(items, key=lambda item: item.prompt)
-        self.walk = PrefixWalk([item.prompt for item in self.items])
-        self.at = 0
-
-    def left(self) -> Sequence[Any]:
-        """Return what still waits."""
-        return self.items[self.at :]
+    @property
+    def most(self) -> int:
+        """Tokens of its own when it reaches its limit."""
+        return self.own + self.row.limit - len(self.row.new)
 
 
 @dataclass
-class _Pass:
-    """A packed pass in the making. `wanted` are the positions whose logits are asked for."""
+class _Same:
+    """A prompt that waits more than once: its prefix, and the logits behind it, [vocabulary], once they are known."""
 
-    plan: Plan = field(default_factory=Plan)
-    ids: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    wanted: list[int] = field(default_factory=list)
+    tokens: list[int]
+    prefix: Prefix
+    logits: "torch.Tensor | None" = None
 
-    def add(
-        self, tokens: Sequence[int], prefix: Prefix | None, *, into: Prefix | None = None, row: int | None = None
-    ) -> None:
+
+class _Packing:
+    """A packed pass over prompts in the making. `wanted` are the positions whose logits are asked for."""
+
+    def __init__(self, tree: PrefixTree, slab: Slab | None = None) -> None:
+        self.tree = tree
+        self.prompts = Prompts(slab)
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.wanted: list[int] = []
+        self._added: list[Prefix] = []
+
+    def add(self, tokens: Sequence[int], prefix: Prefix, *, into: Prefix | None = None, row: int | None = None) -> None:
         """Add a piece: tokens that follow a prefix."""
-        begin = prefix.end if prefix else 0
-        self.plan.pieces.append(Piece(len(self.ids), len(tokens), prefix, into, row))
+        self.prompts.pieces.append(Piece(len(self.ids), len(tokens), prefix, into, row))
         self.ids += tokens
-        self.positions += range(begin, begin + len(tokens))
+        self.positions += range(prefix.end, prefix.end + len(tokens))
 
-    def add_next(self, line: _Line, *, row: int | None = None, keep_from: int | None = None) -> Prefix | None:
-        """Add the next prompt of a line, the prefixes that begin with it first; its last logits are wanted.
+    def add_prefix(self, tokens: Sequence[int], prefix: Prefix, *, shared: bool = False) -> Prefix:
+        """Add tokens whose keys and values are kept, for other requests to find where they are `shared`."""
+        for at in range(0, len(tokens), LONGEST_PIECE):
+            part = tokens[at : at + LONGEST_PIECE]
+            into = self.tree.add(prefix, part) if shared else Prefix(prefix, part)
+            if shared:
+                self._added.append(into)
+            self.add(part, prefix, into=into)
+            prefix = into
+        return prefix
+
+    def add_first(self, waiting: Waiting[Any], *, row: int | None = None, keep_from: int | None = None) -> Prefix:
+        """Add the first prompt that waits, with the prefixes it shares with later ones; its last logits are wanted.
 
         Its own tokens go to a row of the slab; or, where there are `keep_from` of them, into a prefix of their own.
         Returns the prefix that what follows attends to.
         """
-        prompt, walk = line.walk.prompts[line.at], line.walk
-        for end in walk.cuts(line.at):
-            prefix = Prefix(walk.held, end - (walk.held.end if walk.held else 0))
-            self.add(prompt[prefix.start : end], walk.held, into=prefix)
-            walk.held = prefix
-        line.at += 1
-        own = prompt[walk.held.end if walk.held else 0 :]
-        whole = Prefix(walk.held, len(own)) if keep_from is not None and len(own) >= keep_from else None
-        self.add(own, walk.held, into=whole, row=None if whole else row)
+        tokens: list[int] = waiting.first.tokens
+        prefix = self.tree.find(tokens)
+        for end in waiting.branches(prefix.end):
+            prefix = self.add_prefix(tokens[prefix.end : end], prefix, shared=True)
+        own = tokens[prefix.end :]
+        if keep_from is not None and len(own) >= keep_from:
+            prefix = self.add_prefix(own, prefix)
+        else:
+            self.add(own, prefix, row=row)
         self.wanted.append(len(self.ids) - 1)
-        return whole or walk.held
+        return prefix
+
+    def undo(self) -> None:
+        """Take back what other requests could find: it was not computed."""
+        for prefix in self._added:
+            self.tree.drop(prefix)
+
+
+class _Pace:
+    """How many rows generate at a time: twice as many, as long as that makes a step cheaper for each by a tenth."""
+
+    STEPS = 8
+
+    def __init__(self, rows: int, most: int) -> None:
+        self.rows = rows
+        self.most = most
+        self._before = float("inf")
+        self._seconds: list[float] = []
+
+    def note(self, rows: int, seconds: float) -> None:
+        """Take the time of a step while others wait."""
+        if rows < self.rows or self.rows == self.most:
+            return
+        self._seconds.append(seconds / rows)
+        if len(self._seconds) == self.STEPS:
+            now, self._seconds = median(self._seconds), []
+            if now > 0.9 * self._before:
+                self.rows = self.most = max(1, self.rows // 2)
+            else:
+                self._before, self.rows = now, min(self.most, 2 * self.rows)
+
+    def at_most(self, rows: int) -> None:
+        """Memory ran out: no more rows than these from now on."""
+        self.rows = self.most = max(1, rows)
+
+
+# ------------------------------------------------------------------------------------------------------------ the model
 
 
 class PackedModel(ReferenceModel):
@@ -128,200 +235,346 @@ class PackedModel(ReferenceModel):
     def __init__(self, *args: Any, **settings: Any) -> None:
         """As the reference engine; `batch_size` is the number of rows that generate at a time."""
         super().__init__(*args, **settings)
-        self._choices = _Line([])
-        self._prompts = _Line([])
-        self._running: list[_Running] = []
+        kind = self.device.type
+        rows, most = ROWS.get(kind, ROWS["cuda"])
+        if self.batch_size or self.deterministic:
+            rows = most = self.batch_size or ROWS_FIXED
+        self._pace = _Pace(rows, most)
+        self._pass_tokens = PASS_TOKENS.get(kind, PASS_TOKENS["cuda"])
+        self._chunk = reference.CHUNK
+        self._counters |= dict.fromkeys(("decoded_tokens", "out_of_memory"), 0)
+        self._choices: Waiting[_Options] = Waiting()
+        self._prompts: Waiting[Row] = Waiting()
         self._texts: list[tuple[int, Perplexity]] = []
-        self._slab = Slab(self._rows(Generate))
+        self._running: list[_Running] = []
+        self._same: _Same | None = None
+        self._slab = Slab()
+        self._tree = PrefixTree(0)
+        self._row_tokens = 0
+        self._tried = 0
 
     def collect(self) -> Sequence[tuple[int, Answer | Failed]]:
         """Answer a portion: the options of one pass, or generation until some row ends, or one text's perplexity."""
         import torch
 
         failed = self._take_in()
-        if failed:
-            return failed
         with torch.inference_mode():
-            if self._choices.left():
-                return self._choose_some()
-            if self._running or self._prompts.left():
-                return self._generate_some()
-            if self._texts:
-                ticket, request = self._texts.pop(0)
-                return [(ticket, self._measure(request))]
-        return []
+            while not failed:
+                work = (
+                    (self._choose_some, self._less_choices)
+                    if self._choices
+                    else (self._generate_some, self._less_generation)
+                    if self._running or self._prompts
+                    else (self._measure_one, self._less_perplexity)
+                    if self._texts
+                    else None
+                )
+                if work is None:
+                    return []
+                try:
+                    return work[0]()
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                # Only here, where the error no longer holds on to what was computed.
+                self._counters["out_of_memory"] += 1
+                self._tree.trim(0)
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                failed = work[1]()
+        return failed
+
+    def forget(self) -> None:
+        """Let go of cached prefixes and of the room of rows. Nothing may be running."""
+        self._tree = PrefixTree(self._tree.most)
+        self._slab = Slab()
+        self._same = None
+
+    def counters(self) -> dict[str, int | float | str]:
+        """Return tokens computed, decode slots, those of them that gave no token, passes, and the rows in force."""
+        wasted = self._counters["decode_slots"] - self._counters["decoded_tokens"]
+        return {**self._counters, "wasted_slots": wasted, "batch_size": self._pace.rows}
 
     def _take_in(self) -> list[tuple[int, Answer | Failed]]:
         """Tokenize what was submitted and line it up; return what cannot be asked."""
         failed: list[tuple[int, Answer | Failed]] = []
-        choices: list[_Options] = []
-        rows: list[Row] = []
-        for ticket, request in self._queue:
-            if isinstance(request, Generate):
-                row = self._row(ticket, request)
+        for at in range(0, len(self._queue), TOKENIZED_TOGETHER):
+            part = self._queue[at : at + TOKENIZED_TOGETHER]
+            generations = [(ticket, request) for ticket, request in part if isinstance(request, Generate)]
+            choices = [(ticket, request) for ticket, request in part if isinstance(request, Choose)]
+            self._texts += [(ticket, request) for ticket, request in part if isinstance(request, Perplexity)]
+            prompts = self.tokenizer.encode_prompts([request.prompt for _, request in generations])
+            for (ticket, asked), ids in zip(generations, prompts, strict=True):
+                row = self._encoded_row(ticket, asked, ids)
                 if isinstance(row, Failed):
                     failed.append((ticket, row))
                 else:
-                    rows.append(row)
-            elif isinstance(request, Choose):
-                context, options = self.tokenizer.continuations(request.prompt, request.options)
+                    self._prompts.add([row])
+            found = self.tokenizer.continuations([(request.prompt, request.options) for _, request in choices])
+            for (ticket, request), (context, options) in zip(choices, found, strict=True):
                 context, cut = left_cut(context, request.cut)
                 if len(context) + max(map(len, options)) - 1 > self.window:
                     failed.append((ticket, self._too_long(len(context))))
                 else:
-                    choices.append(_Options(ticket, context, options, cut))
-            else:
-                self._texts.append((ticket, request))
+                    self._choices.add([_Options(ticket, context, options, cut)])
         self._queue = []
-        if choices:
-            self._choices = _Line([*self._choices.left(), *choices])
-        if rows:
-            self._prompts = _Line([*self._prompts.left(), *rows])
         return failed
 
     # -------------------------------------------------------------------------------------------------------- choices
 
     def _choose_some(self) -> list[tuple[int, Answer | Failed]]:
         """One pass over contexts, and over the options that have more than one token."""
-        packed = _Pass()
-        batch: list[tuple[_Options, list[list[int]]]] = []
-        for each in self._choices.left():
-            if batch and (len(packed.ids) >= PASS_TOKENS or len(batch) == self.batch_size):
+        self._weights()
+        packing = _Packing(self._tree)
+        taken: list[_Options] = []
+        asked: list[tuple[int, int]] = []
+        while self._choices and (not taken or len(packing.ids) < self._pass_tokens):
+            if self.batch_size and len(taken) == self.batch_size:
                 break
+            each = self._choices.first
             longest = max(map(len, each.options))
-            context = packed.add_next(self._choices, keep_from=1 if longest > 1 else None)
-            end = len(packed.wanted) - 1
-            places = []
+            context = packing.add_first(self._choices, keep_from=1 if longest > 1 else None)
+            taken.append(self._choices.take())
+            end = len(packing.wanted) - 1
             for option in each.options:
                 # The first token is predicted at the end of the context, the others behind their forerunners.
-                places.append([end, *range(len(packed.wanted), len(packed.wanted) + len(option) - 1)])
+                places = [end, *range(len(packing.wanted), len(packing.wanted) + len(option) - 1)]
+                asked += zip(places, option, strict=True)
                 if len(option) > 1:
-                    packed.add(option[:-1], context)
-                    packed.wanted += range(len(packed.ids) - len(option) + 1, len(packed.ids))
-            batch.append((each, places))
-            self._counters["prompt_tokens"] += len(each.prompt)
-        self._counters["batches"] += 1
-        logprobs = self._packed(packed).float().log_softmax(-1)
+                    packing.add(option[:-1], context)
+                    packing.wanted += range(len(packing.ids) - len(option) + 1, len(packing.ids))
+        self._tried = len(taken)
+        try:
+            logprobs = self._computed(packing).float().log_softmax(-1)
+            values = iter(logprobs[[place for place, _ in asked], [token for _, token in asked]].tolist())
+        except BaseException:
+            packing.undo()
+            self._choices.add(taken)
+            raise
+        self._counters["prompt_tokens"] += sum(len(each.tokens) for each in taken)
+        self._tree.trim()
         return [
             (
                 each.ticket,
                 Chosen(
-                    logprobs=tuple(
-                        float(logprobs[where, option].sum()) for where, option in zip(places, each.options, strict=True)
-                    ),
-                    prompt_tokens=len(each.prompt),
+                    logprobs=tuple(sum(next(values) for _ in option) for option in each.options),
+                    prompt_tokens=len(each.tokens),
                     cut_tokens=each.cut,
                 ),
             )
-            for each, places in batch
+            for each in taken
         ]
+
+    def _less_choices(self) -> list[tuple[int, Answer | Failed]]:
+        """Memory ran out: halve the passes; a request that was alone in one fails."""
+        if self._tried == 1:
+            return [(self._choices.take().ticket, _out_of_memory())]
+        self._pass_tokens = max(1, self._pass_tokens // 2)
+        return []
 
     # ----------------------------------------------------------------------------------------------------- generation
 
     def _generate_some(self) -> list[tuple[int, Answer | Failed]]:
         """Let prompts join, or take a step with all rows, until some row is done."""
+        self._weights()
         while True:
-            free = self._slab.rows - len(self._running)
-            if self._prompts.left() and (not self._running or free >= max(1, self._slab.rows // 4)):
-                moved, logits = self._join()
-            else:
-                moved, logits = self._running, self._step()
-            for each, token in zip(moved, logits.argmax(-1).tolist(), strict=True):
-                each.row.new.append(token)
+            free = self._pace.rows - len(self._running)
+            wanted = self._prompts and (not self._running or free >= max(1, self._pace.rows // 4))
+            moved = self._join() if wanted and self._fits(self._running) else self._step()
             done = [(each, answer) for each in moved if (answer := self._finished(each.row))]
             for each, _ in done:
                 self._retire(each)
             if done:
                 return [(each.row.ticket, answer) for each, answer in done]
 
-    def _join(self) -> tuple[list[_Running], "torch.Tensor"]:
-        """One pass over prompts that take free rows of the slab; logits [prompts, vocabulary]."""
-        packed = _Pass(Plan(self._slab))
-        new: list[_Running] = []
-        for row in self._prompts.left():
-            at = len(self._running) + len(new)
-            if at == self._slab.rows or (new and len(packed.ids) >= PASS_TOKENS):
-                break
-            prefix = packed.add_next(self._prompts, row=at, keep_from=LONG)
-            own = packed.plan.pieces[-1]
-            new.append(_Running(row, prefix, 0 if own.into else own.count))
-            self._counters["prompt_tokens"] += len(row.prompt)
-        self._running += new
-        self._counters["batches"] += 1
-        self._slab.reserve(max(each.own for each in new))
-        return new, self._packed(packed)
+    def _finished(self, row: Row) -> Generated | None:
+        """As the reference; but the text is only looked at when the last token can end it."""
+        going_on = len(row.new) < row.limit and not self._ended(row)
+        if going_on and not self.tokenizer.closes(row.new[-1], row.request.stops):
+            return None
+        return super()._finished(row)
 
-    def _step(self) -> "torch.Tensor":
-        """One new token for every running row; logits [rows, vocabulary]."""
+    def _fits(self, rows: Sequence[_Running]) -> bool:
+        """Return whether the next prompt has room in memory beside these rows, should all reach their limits."""
+        if not rows or self.deterministic:
+            return True
+        row = self._prompts.first
+        own = len(row.tokens) - self._tree.find(row.tokens).end
+        longest = max(own + row.limit - len(row.new), *(each.most for each in rows))
+        return (len(rows) + 1) * longest <= self._row_tokens
+
+    def _join(self) -> list[_Running]:
+        """One pass over prompts that take free rows of the slab, and their first tokens. Returns the new rows."""
         import torch
 
-        lengths = [each.own for each in self._running]
-        self._slab.reserve(max(lengths) + 1)
+        packing = _Packing(self._tree, self._slab)
+        rows, before = list(self._running), len(self._running)
+        behind: list[int | torch.Tensor] = []
+        same = self._same
+        while self._prompts and len(rows) < self._pace.rows:
+            if len(rows) > before and (len(packing.ids) >= self._pass_tokens or not self._fits(rows)):
+                break
+            repeats, row = self._prompts.repeats, self._prompts.first
+            if same is None or same.tokens != row.tokens:
+                keep_from = 1 if repeats else LONG.get(self.device.type, LONG["cuda"])
+                prefix = packing.add_first(self._prompts, row=len(rows), keep_from=keep_from)
+                last = packing.prompts.pieces[-1]
+                same = _Same(row.tokens, prefix) if repeats else None
+                rows.append(_Running(row, prefix, 0 if last.into else last.count))
+            else:
+                rows.append(_Running(row, same.prefix, 0))
+            behind.append(len(packing.wanted) - 1 if same is None or same.logits is None else same.logits)
+            self._prompts.take()
+        new = rows[before:]
+        self._tried = len(new)
+        try:
+            self._slab.reserve(len(rows), max(each.own for each in rows))
+            computed: Any = self._computed(packing) if packing.ids else None
+            logits = torch.stack([computed[at] if isinstance(at, int) else at for at in behind])
+            if same is not None and same.logits is None:
+                same.logits = logits[-1].clone()
+            self._take_tokens([each.row for each in new], logits)
+        except BaseException:
+            packing.undo()
+            self._prompts.add(each.row for each in new)
+            self._same = None
+            raise
+        self._same = same
+        self._running = rows
+        for each in new:
+            each.prefix.users += 1
+            # A row that waited again has more than its first token.
+            self._counters["prompt_tokens"] += len(each.row.prompt) if len(each.row.new) == 1 else 0
+        self._tree.trim()
+        return new
+
+    def _step(self) -> list[_Running]:
+        """One new token for every running row. Returns all of them."""
+        begun = time.perf_counter()
+        rows = self._running
+        self._tried = 0
+        self._slab.reserve(len(rows), max(each.own for each in rows) + 1)
         members: dict[Prefix, list[int]] = {}
-        for index, each in enumerate(self._running):
-            if each.prefix is not None:
+        for index, each in enumerate(rows):
+            if each.prefix.end:
                 members.setdefault(each.prefix, []).append(index)
-        packed = _Pass(
-            Plan(
-                self._slab,
-                lengths=torch.tensor(lengths, device=self.device),
-                groups=[(prefix, torch.tensor(rows, device=self.device)) for prefix, rows in members.items()],
-            ),
-            ids=[each.row.new[-1] for each in self._running],
-            positions=[(each.prefix.end if each.prefix else 0) + each.own for each in self._running],
-            wanted=list(range(len(lengths))),
+        self._counters["decode_slots"] += len(rows)
+        logits = self._forward_packed(
+            Step(self._slab, [each.own for each in rows], list(members.items())),
+            ids=[each.row.new[-1] for each in rows],
+            positions=[each.prefix.end + each.own for each in rows],
+            wanted=list(range(len(rows))),
         )
-        self._counters["decode_slots"] += len(lengths)
-        for each in self._running:
+        self._take_tokens([each.row for each in rows], logits)
+        for each in rows:
             each.own += 1
-        return self._packed(packed)
+        self._counters["decoded_tokens"] += len(rows)
+        if self._prompts:
+            self._pace.note(len(rows), time.perf_counter() - begun)
+        return rows
 
     def _retire(self, each: _Running) -> None:
         """Free a row; the last one takes its place in the slab."""
+        each.prefix.users -= 1
         at, last = self._running.index(each), len(self._running) - 1
         if at != last:
             self._slab.move(last, at)
             self._running[at] = self._running[last]
         self._running.pop()
 
+    def _less_generation(self) -> list[tuple[int, Answer | Failed]]:
+        """Memory ran out: let fewer rows join, or half of the running ones wait again; a row that was alone fails."""
+        running = len(self._running)
+        if self._tried:
+            if self._tried == 1 and not running:
+                return [(self._prompts.take().ticket, _out_of_memory())]
+            self._pass_tokens = max(1, self._pass_tokens // 2)
+            self._pace.at_most(running + self._tried // 2)
+            return []
+        if running == 1:
+            each = self._running[0]
+            self._retire(each)
+            return [(each.row.ticket, _out_of_memory())]
+        self._pace.at_most(running // 2)
+        for each in self._running[running // 2 :]:
+            self._retire(each)
+            # What it has generated so far is part of its prompt from now on.
+            self._prompts.add([each.row])
+        self._slab.shrink(running // 2)
+        return []
+
+    # ----------------------------------------------------------------------------------------------------- perplexity
+
+    def _measure_one(self) -> list[tuple[int, Answer | Failed]]:
+        """Measure one text."""
+        ticket, request = self._texts[0]
+        answer = self._measure(request)
+        del self._texts[0]
+        return [(ticket, answer)]
+
+    def _less_perplexity(self) -> list[tuple[int, Answer | Failed]]:
+        """Memory ran out: halve the chunks."""
+        self._chunk //= 2
+        return [] if self._chunk else [(self._texts.pop(0)[0], _out_of_memory())]
+
     def _block_nll(self, block: list[int]) -> float:
         """Negative log-likelihood of a block: every chunk is a prefix of the next."""
         import torch
 
-        total, before = 0.0, None  # type: tuple[float, Prefix | None]
-        for at in range(0, len(block) - 1, reference.CHUNK):
-            part = block[at : min(at + reference.CHUNK, len(block) - 1)]
-            packed, into = _Pass(wanted=list(range(len(part)))), Prefix(before, len(part))
-            packed.add(part, before, into=into)
+        total, prefix = 0.0, Prefix(None, ())
+        for at in range(0, len(block) - 1, self._chunk):
+            part = block[at : min(at + self._chunk, len(block) - 1)]
+            packing = _Packing(self._tree)
+            prefix = packing.add_prefix(part, prefix)
+            packing.wanted += range(len(part))
             nll = torch.nn.functional.cross_entropy(
-                self._packed(packed).float(),
+                self._computed(packing).float(),
                 torch.tensor(block[at + 1 : at + 1 + len(part)], device=self.device),
                 reduction="none",
             )
-            total, before = total + float(nll.double().sum()), into
+            total += float(nll.double().sum())
         return total
 
-    def _packed(self, packed: _Pass) -> "torch.Tensor":
-        """Run a pass; return the wanted logits, [wanted, vocabulary]."""
+    # --------------------------------------------------------------------------------------------------------- passes
+
+    def _computed(self, packing: _Packing) -> "torch.Tensor":
+        """Run a pass over prompts; return the wanted logits, [wanted, vocabulary]."""
+        self._counters["batches"] += 1
+        return self._forward_packed(
+            packing.prompts, ids=packing.ids, positions=packing.positions, wanted=packing.wanted
+        )
+
+    def _forward_packed(
+        self, packed: Pass, *, ids: Sequence[int], positions: Sequence[int], wanted: Sequence[int]
+    ) -> "torch.Tensor":
+        """Run a packed pass; return the wanted logits, [wanted, vocabulary]."""
         import torch
 
-        self._report(len(packed.ids))
-        self._counters["computed_tokens"] += len(packed.ids)
+        self._report(len(ids))
+        self._counters["computed_tokens"] += len(ids)
         out = self._weights()(
-            input_ids=torch.tensor([packed.ids], device=self.device),
-            position_ids=torch.tensor([packed.positions], device=self.device),
-            # Four dimensions: taken as it is, not made into a causal mask. Attention reads the plan instead.
+            input_ids=torch.tensor([ids], device=self.device),
+            position_ids=torch.tensor([positions], device=self.device),
+            # Four dimensions: taken as it is, not made into a causal mask. Attention reads the pass instead.
             attention_mask=torch.ones(1, 1, 1, 1, device=self.device),
-            logits_to_keep=torch.tensor(packed.wanted, device=self.device),
+            # A list: it fits whichever device the last layer is on.
+            logits_to_keep=list(wanted),
             use_cache=False,
-            plan=packed.plan,
+            packed=packed,
         )
         logits: torch.Tensor = out.logits[0]
         return logits
 
     def _weights(self) -> Any:
-        """Load the weights once, with attention replaced."""
+        """Load the weights once, with attention replaced, and see how much memory is left."""
         if self._model is None:
             register()
             super()._weights().set_attn_implementation(ATTENTION)
+            tokens = free_memory(self.device) // cache_bytes(self.config, self.dtype)
+            self._row_tokens = int(MEMORY_FOR_ROWS * tokens)
+            self._tree.most = PREFIXES_FIXED if self.deterministic else int(MEMORY_FOR_PREFIXES * tokens)
         return self._model
+
+
+def _out_of_memory() -> Failed:
+    return Failed(reason="out of memory at batch size 1")

@@ -1,52 +1,72 @@
-"""Which tokens do prompts share? Sorted by their tokens, neighbours share most: walk along and keep the common part.
+"""Which tokens do prompts share, and what of it is computed already?
 
-Shared prefixes nest (instruction, exemplars, question): where a prompt parts from a later one, a prefix ends. Walking
-in order, only the prefixes of the current prompt are held; what the next one does not begin with is let go.
+`Waiting` holds requests in the order of their prompts' tokens, so that neighbours share most: where a prompt parts
+from a later one, a shared prefix ends. They nest (instruction, exemplars, question). `PrefixTree` finds the longest
+prefix of a prompt whose keys and values exist, and lets go of what was not used for longest when it holds too much.
 """
 
+import bisect
 import itertools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import Generic, Protocol, TypeVar
 
-if TYPE_CHECKING:
-    from qwen_eval.models.transformers.packed import Prefix
+from qwen_eval.models.transformers.packed import Prefix
+from qwen_eval.models.transformers.tokenization import common_length
 
-__all__ = ["PrefixWalk", "common_length"]
+__all__ = ["PrefixTree", "Waiting"]
 
 SHORTEST = 16
 """A shared part of fewer tokens is computed again: a piece of its own costs more than it saves."""
 
 
-def common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two prompts have in common at their beginning."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+class HasTokens(Protocol):
+    """Something that waits with a prompt."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """The prompt's token ids."""
 
 
-class PrefixWalk:
-    """A walk over prompts in the order of their tokens.
+Item = TypeVar("Item", bound=HasTokens)
 
-    `held` is the prefix that the prompt at hand shares and whose keys and values exist, None at the beginning.
-    """
 
-    def __init__(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Compare neighbours. `prompts` are sorted."""
-        self.prompts = prompts
-        self.shared = [0, *itertools.starmap(common_length, itertools.pairwise(prompts)), 0]
-        self.held: Prefix | None = None
+class Waiting(Generic[Item]):
+    """Requests in the order of their prompts' tokens."""
 
-    def cuts(self, index: int) -> list[int]:
-        """Step to a prompt; return where, behind what is held, the prefixes end that it shares with later ones.
+    def __init__(self) -> None:
+        self._items: list[Item] = []
 
-        The last token of a prompt is never shared: something must be left to ask.
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, items: Iterable[Item]) -> None:
+        """Line up more requests; those with equal prompts in the order in which they came."""
+        for item in items:
+            bisect.insort(self._items, item, key=_tokens)
+
+    @property
+    def first(self) -> Item:
+        """The next request."""
+        return self._items[0]
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the request after the next one has the same prompt."""
+        return len(self._items) > 1 and self._items[0].tokens == self._items[1].tokens
+
+    def take(self) -> Item:
+        """Take the next request out."""
+        return self._items.pop(0)
+
+    def branches(self, begin: int) -> list[int]:
+        """Return where the prefixes end that the next request shares with later ones, behind `begin`, the longest last.
+
+        The last token of a prompt is never shared: something must be left to ask. Nor are parts below `SHORTEST`.
         """
-        prompt = self.prompts[index]
-        while self.held is not None and self.held.end > min(self.shared[index], len(prompt) - 1):
-            self.held = self.held.parent
-        begin = self.held.end if self.held else 0
-        least = len(prompt) - 1
         ends: list[int] = []
-        for later in range(index + 1, len(self.prompts)):
-            least = min(least, self.shared[later])
+        least = len(self._items[0].tokens) - 1
+        for item, later in itertools.pairwise(self._items):
+            least = min(least, common_length(item.tokens, later.tokens))
             if least < begin + SHORTEST:
                 break
             if not ends or least < ends[-1]:
@@ -57,3 +77,82 @@ class PrefixWalk:
                 cuts.append(end)
                 begin = end
         return cuts
+
+
+def _tokens(item: HasTokens) -> list[int]:
+    return item.tokens
+
+
+class PrefixTree:
+    """Prefixes whose keys and values exist, by their tokens. `most` tokens are kept beyond what running rows need."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.root = Prefix(None, ())
+        self._clock = 0
+
+    def find(self, tokens: Sequence[int]) -> Prefix:
+        """Return the longest prefix of a prompt that exists and leaves at least its last token; the root, if none does.
+
+        A prefix of which only a part fits is cut in two there.
+        """
+        self._clock += 1
+        node, limit = self.root, len(tokens) - 1
+        while child := node.children.get(tokens[node.end]) if node.end < limit else None:
+            common = common_length(child.tokens, tokens[node.end : limit])
+            if common < len(child.tokens):
+                if common >= SHORTEST and child.keys:
+                    node = self._cut(child, common)
+                    node.used = self._clock
+                break
+            node = child
+            node.used = self._clock
+        return node
+
+    def add(self, parent: Prefix, tokens: Sequence[int]) -> Prefix:
+        """Continue a prefix by tokens whose keys and values are about to be computed.
+
+        Where another continuation begins with the same token (and shares too little), the new one is nobody's to find.
+        """
+        node = Prefix(parent, tokens)
+        node.used = self._clock
+        parent.children.setdefault(tokens[0], node)
+        return node
+
+    def drop(self, node: Prefix) -> None:
+        """Take a prefix out, with all that continue it: it can't be found any more."""
+        if node.parent and node.parent.children.get(node.tokens[0]) is node:
+            del node.parent.children[node.tokens[0]]
+
+    def trim(self, most: int | None = None) -> None:
+        """Let go of prefixes that no row attends to, the longest unused first, down to `most` tokens."""
+        most = self.most if most is None else most
+        nodes = self._nodes()
+        held = sum(len(node.tokens) for node in nodes)
+        for node in sorted(nodes, key=lambda each: (each.used, -each.end)):
+            if held <= most:
+                break
+            if not node.users and not node.children:
+                self.drop(node)
+                held -= len(node.tokens)
+
+    def _nodes(self) -> list[Prefix]:
+        found, stack = [], list(self.root.children.values())
+        while stack:
+            node = stack.pop()
+            found.append(node)
+            stack += node.children.values()
+        return found
+
+    def _cut(self, node: Prefix, at: int) -> Prefix:
+        """Cut a prefix in two; return the first part. Rows that attend to it go on with the second."""
+        assert node.parent is not None
+        upper = Prefix(node.parent, node.tokens[:at])
+        for layer, keys in node.keys.items():
+            values = node.values[layer]
+            upper.keys[layer], upper.values[layer] = keys[:, :at], values[:, :at]
+            node.keys[layer], node.values[layer] = keys[:, at:], values[:, at:]
+        node.parent.children[upper.tokens[0]] = upper
+        upper.children[node.tokens[at]] = node
+        node.parent, node.tokens, node.start = upper, node.tokens[at:], node.start + at
+        return upper

@@ -6,13 +6,16 @@ silence. What it does not do: share prefixes between prompts.
 """
 
 import itertools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from qwen_eval.errors import DeviceError, ModelError
 from qwen_eval.models.base import Identity
 from qwen_eval.models.transformers.checkpoint import Checkpoint, checked_dtype, fingerprint, first_line
+from qwen_eval.models.transformers.machine import choose_threads, free_memory
 from qwen_eval.models.transformers.tokenization import Tokenizer
 from qwen_eval.task import (
     Answer,
@@ -31,11 +34,13 @@ from qwen_eval.task import (
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ReferenceModel", "Row", "left_cut"]
+__all__ = ["ReferenceModel", "Row", "cache_bytes", "left_cut", "scales_with_length"]
 
 AUTO_BATCH = 32
 AUTO_BATCH_CHOOSE_CPU = 8
 """On a CPU small batches are the faster ones where a request costs one long forward pass and no decoding."""
+WEIGHTS_SHARE = 0.8
+"""Weights that take more of one GPU's memory leave too little for keys, values and what is computed."""
 CHUNK = 512
 """Positions a forward pass of a perplexity block: bounds the logits at CHUNK x vocabulary."""
 
@@ -51,6 +56,11 @@ class Row:
     limit: int
     new: list[int] = field(default_factory=list)
 
+    @property
+    def tokens(self) -> list[int]:
+        """What the next token follows: the prompt and what was generated so far."""
+        return self.prompt + self.new
+
 
 class ReferenceModel:
     """A local checkpoint. The tokenizer is loaded at once, the weights when the first answer is wanted."""
@@ -58,9 +68,18 @@ class ReferenceModel:
     engine = "reference"
 
     def __init__(
-        self, checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "auto", batch_size: int | None = None
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        batch_size: int | None = None,
+        deterministic: bool = False,
     ) -> None:
-        """Identify the checkpoint. Raises ModelError, DeviceError, UsageError."""
+        """Identify the checkpoint. Raises ModelError, DeviceError, UsageError.
+
+        `deterministic`: neither free memory nor a clock decides what is computed together, nor with how many threads.
+        """
         import importlib.metadata
 
         import torch
@@ -74,12 +93,14 @@ class ReferenceModel:
         )
         self.tokenizer = Tokenizer(checkpoint.folder)
         self.batch_size = batch_size
+        self.deterministic = deterministic
         try:
             config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
         except Exception as error:  # transformers raises whatever the file at fault makes it raise
             raise ModelError(
                 f"{checkpoint.folder}: this configuration cannot be read ({first_line(error)})."
             ) from error
+        self.kind: str = config.model_type
         self.config = config.get_text_config()
         self.window: int = getattr(self.config, "max_position_embeddings", None) or 1 << 30
         self._auto_batch = AUTO_BATCH if kind == "cuda" else _rows_in_memory(self.config)
@@ -139,6 +160,9 @@ class ReferenceModel:
             return tuple(self.tokenizer.encode(request.text, control=False))
         return tuple(self.tokenizer.encode_prompt(request.prompt))
 
+    def forget(self) -> None:
+        """Nothing is remembered from request to request."""
+
     def on_progress(self, report: Callable[[int], None]) -> None:
         """Call `report` with the tokens of every forward pass."""
         self._report = report
@@ -151,6 +175,8 @@ class ReferenceModel:
 
     def _rows(self, kind: type) -> int:
         """Return how many requests are answered together: what the user said, else by kind and memory."""
+        if scales_with_length(self.config):
+            return 1
         if self.batch_size:
             return self.batch_size
         if kind is Choose and self.device.type == "cpu":
@@ -166,7 +192,7 @@ class ReferenceModel:
         return [(ticket, self._measure(request)) for ticket, request in batch]
 
     def _generate(self, batch: Sequence[tuple[int, Generate]]) -> list[tuple[int, Answer | Failed]]:
-        """Decode greedily; a row leaves the batch with its end token, its stop string or its limit."""
+        """Decode; a row leaves the batch with its end token, its stop string or its limit."""
         answers: list[tuple[int, Answer | Failed]] = []
         rows: list[Row] = []
         for ticket, request in batch:
@@ -181,9 +207,7 @@ class ReferenceModel:
         self._counters["prompt_tokens"] += int(mask.sum())
         logits, cache = self._forward(ids, mask, None, keep=1)
         while True:
-            self._counters["decode_slots"] += len(rows)
-            for row, token in zip(rows, logits[:, -1].argmax(-1).tolist(), strict=True):
-                row.new.append(token)
+            self._take_tokens(rows, logits[:, -1])
             finished = [self._finished(row) for row in rows]
             answers += [(row.ticket, answer) for row, answer in zip(rows, finished, strict=True) if answer]
             staying = [index for index, answer in enumerate(finished) if answer is None]
@@ -196,21 +220,37 @@ class ReferenceModel:
                 rows = [rows[index] for index in staying]
             ids = ids.new_tensor([[row.new[-1]] for row in rows])
             mask = _with_column(mask)
+            self._counters["decode_slots"] += len(rows)
             logits, cache = self._forward(ids, mask, cache, keep=1)
 
     def _row(self, ticket: int, request: Generate) -> Row | Failed:
         """Tokenize a prompt; fail where it leaves no room in the window."""
-        prompt, cut = left_cut(self.tokenizer.encode_prompt(request.prompt), request.cut)
+        return self._encoded_row(ticket, request, self.tokenizer.encode_prompt(request.prompt))
+
+    def _encoded_row(self, ticket: int, request: Generate, ids: list[int]) -> Row | Failed:
+        prompt, cut = left_cut(ids, request.cut)
         room = self.window - len(prompt)
         if room < 1:
             return self._too_long(len(prompt))
         return Row(ticket, request, prompt, cut, min(request.max_new_tokens, room))
 
+    def _take_tokens(self, rows: Sequence[Row], logits: "torch.Tensor") -> None:
+        """Give every row its next token; logits [rows, vocabulary]."""
+        from qwen_eval.models.transformers.sampling import next_tokens
+
+        samplings = [row.request.sampling for row in rows]
+        # A draw follows from the request's seed and the token's place, so that no other row changes it.
+        draws = [
+            Random(f"{row.request.sampling.seed} {len(row.new)}").random() if row.request.sampling else 0.0
+            for row in rows
+        ]
+        for row, token in zip(rows, next_tokens(logits, samplings, draws), strict=True):
+            row.new.append(token)
+        self._counters["new_tokens"] += len(rows)
+
     def _finished(self, row: Row) -> Generated | None:
         """Return the answer of a row that is done, else None."""
-        chat = isinstance(row.request.prompt, Chat)
-        self._counters["new_tokens"] += 1
-        ended = row.new[-1] in (self.tokenizer.chat_end_tokens if chat else self.tokenizer.end_tokens)
+        ended = self._ended(row)
         ids = row.new[:-1] if ended else row.new
         if not ended and not row.request.stops and len(row.new) < row.limit:
             return None
@@ -226,12 +266,17 @@ class ReferenceModel:
             cut_tokens=row.cut,
         )
 
+    def _ended(self, row: Row) -> bool:
+        """Return whether the last token is one that ends an answer."""
+        chat = isinstance(row.request.prompt, Chat)
+        return row.new[-1] in (self.tokenizer.chat_end_tokens if chat else self.tokenizer.end_tokens)
+
     def _choose(self, batch: Sequence[tuple[int, Choose]]) -> list[tuple[int, Answer | Failed]]:
         """Log-probabilities of the options: one position where all are single tokens, else all of theirs."""
         answers: dict[int, Answer | Failed] = {}
         single: list[tuple[int, list[int], list[int], int]] = []
         for ticket, request in batch:
-            context, options = self.tokenizer.continuations(request.prompt, request.options)
+            [(context, options)] = self.tokenizer.continuations([(request.prompt, request.options)])
             context, cut = left_cut(context, request.cut)
             if len(context) + max(map(len, options)) - 1 > self.window:
                 answers[ticket] = self._too_long(len(context))
@@ -327,30 +372,70 @@ class ReferenceModel:
             import transformers
 
             transformers.logging.disable_progress_bar()
+            if self.device.type == "cpu":
+                choose_threads(measure=not self.deterministic)
+            elif self.deterministic:
+                # Without a fixed workspace cuBLAS may choose another algorithm from one run to the next.
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+                torch.use_deterministic_algorithms(True, warn_only=True)
+            several = self._device_map()
             try:
                 self._model = transformers.AutoModelForCausalLM.from_pretrained(
-                    self.checkpoint.folder, dtype=getattr(torch, self.dtype), trust_remote_code=False
+                    self.checkpoint.folder,
+                    dtype=getattr(torch, self.dtype),
+                    device_map=several,
+                    trust_remote_code=False,
                 )
             except Exception as error:  # transformers raises whatever the file at fault makes it raise
                 raise ModelError(
                     f"{self.checkpoint.folder}: this checkpoint cannot be loaded ({first_line(error)})."
                 ) from error
-            self._model = self._model.to(self.device).eval()
+            if several:
+                self.device = self._model.get_input_embeddings().weight.device
+            else:
+                self._model = self._model.to(self.device)
+            self._model.eval()
         return self._model
+
+    def _device_map(self) -> str | None:
+        """Return "auto" where there are several GPUs, none was named and one is too small for the weights.
+
+        The layers then stand on the GPUs one after the other (needs the package accelerate).
+        """
+        import torch
+
+        if self.device.type != "cuda" or self.device.index is not None or torch.cuda.device_count() < 2:
+            return None
+        stored = sum(
+            file.stat().st_size for kind in ("*.safetensors", "*.bin") for file in self.checkpoint.folder.glob(kind)
+        )
+        return "auto" if stored > WEIGHTS_SHARE * free_memory(self.device) else None
 
     def _too_long(self, length: int) -> Failed:
         return Failed(reason=f"the prompt has {length:,} tokens, the model's window is {self.window:,}")
 
 
-def _rows_in_memory(config: Any) -> int:
-    """Return how many rows of 2,048 tokens keep keys and values, in float32, in an eighth of the memory."""
-    import os
+def scales_with_length(config: Any) -> bool:
+    """Return whether rotary frequencies follow the longest sequence that is computed: nothing else may be beside it."""
+    found = getattr(config, "rope_parameters", None) or {}
+    kinds = [found, *(value for value in found.values() if isinstance(value, dict))]
+    return any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds)
+
+
+def cache_bytes(config: Any, dtype: str) -> int:
+    """Return how many bytes the keys and values of one token take."""
+    import torch
 
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    token: int = 2 * 4 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads) * head_size
+    width: int = (getattr(config, "num_key_value_heads", None) or heads) * head_size
+    return 2 * int(config.num_hidden_layers) * width * int(getattr(torch, dtype).itemsize)
+
+
+def _rows_in_memory(config: Any) -> int:
+    """Return how many rows of 2,048 tokens keep keys and values, in float32, in an eighth of the memory."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(AUTO_BATCH, memory // 8 // (2048 * token)))
+    return max(1, min(AUTO_BATCH, memory // 8 // (2048 * cache_bytes(config, "float32"))))
 
 
 def _with_column(mask: "torch.Tensor") -> "torch.Tensor":

@@ -1,6 +1,7 @@
 """Prompts to token ids and back, exactly: markers typed by a user stay text, options are found in their context."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from qwen_eval.models.transformers.checkpoint import first_line
 from qwen_eval.prompts import opencompass_chatml
 from qwen_eval.task import Chat, Prompt, Turn
 
-__all__ = ["Tokenizer"]
+__all__ = ["Tokenizer", "common_length"]
 
 CHATML_ENDS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 
@@ -28,6 +29,7 @@ class Tokenizer:
             raise ModelError(f"{folder}: the tokenizer cannot be loaded ({first_line(error)}).") from error
         self.markers = sorted((str(token) for token in self.inner.get_added_vocab()), key=len, reverse=True)
         self.end_tokens = self._end_tokens(folder)
+        self._closing: dict[tuple[int, tuple[str, ...]], bool] = {}
 
     @property
     def template(self) -> str | None:
@@ -49,7 +51,7 @@ class Tokenizer:
         closing = self.encode(text.rpartition(said)[2], control=True)
         return any(token in self.end_tokens for token in closing)
 
-    @property
+    @cached_property
     def chat_end_tokens(self) -> frozenset[int]:
         """The end tokens of a conversation: also ChatML's markers and the end of text, where they exist."""
         known = self.inner.get_added_vocab()
@@ -61,18 +63,33 @@ class Tokenizer:
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Return the ids of a prompt: a template's markers are control tokens, those in a text are not."""
-        if isinstance(prompt, str):
-            return self.encode(prompt, control=False, specials=True)
-        text = self.render(prompt)
-        if not any(marker in turn.content for turn in prompt.turns for marker in self.markers):
-            # The usual case: one text, tokenized whole, as the model was trained on it.
-            return self.encode(text, control=True)
-        return [token for part, control in self._parts(prompt, text) for token in self.encode(part, control=control)]
+        return self.encode_prompts([prompt])[0]
 
-    def encode(self, text: str, *, control: bool, specials: bool = False) -> list[int]:
-        """Return the ids of a text. `control`: markers become control tokens. `specials`: with the tokenizer's BOS."""
-        ids: list[int] = self.inner(text, add_special_tokens=specials, split_special_tokens=not control)["input_ids"]
-        return ids
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Return the ids of each prompt; all of them tokenized together, on all processors."""
+        found: list[list[int]] = [[] for _ in prompts]
+        plain: list[tuple[int, str]] = []
+        whole: list[tuple[int, str]] = []
+        for place, prompt in enumerate(prompts):
+            if isinstance(prompt, str):
+                plain.append((place, prompt))
+                continue
+            text = self.render(prompt)
+            if not any(marker in turn.content for turn in prompt.turns for marker in self.markers):
+                # The usual case: one text, tokenized whole, as the model was trained on it.
+                whole.append((place, text))
+            else:
+                parts = self._parts(prompt, text)
+                found[place] = [token for part, control in parts for token in self.encode(part, control=control)]
+        for texts, control in ((plain, False), (whole, True)):
+            ids = self._encode_all([text for _, text in texts], control=control, specials=not control)
+            for (place, _), encoded in zip(texts, ids, strict=True):
+                found[place] = encoded
+        return found
+
+    def encode(self, text: str, *, control: bool) -> list[int]:
+        """Return the ids of a text, without the tokenizer's BOS. `control`: markers become control tokens."""
+        return self._encode_all([text], control=control, specials=False)[0]
 
     def decode(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> str:
         """Return the text of ids that follow `after` (some tokenizers drop a leading space without it)."""
@@ -80,20 +97,47 @@ class Tokenizer:
         prefix = self._decode(before)
         return self._decode([*before, *ids])[len(prefix) :]
 
-    def continuations(self, prompt: Prompt, options: Sequence[str]) -> tuple[list[int], list[list[int]]]:
-        """Return the ids of the context and of each option after it.
+    def closes(self, token: int, stops: tuple[str, ...]) -> bool:
+        """Return whether a text could contain one of `stops` with this token and not without it."""
+        if not stops:
+            return False
+        known = (token, stops)
+        if known not in self._closing:
+            text = self.decode([token], after=[token])
+            # A token that is part of a character shows as U+FFFD, one that changes its neighbours may show as nothing.
+            self._closing[known] = not text or "\ufffd" in text or any(stop[-1:] in text for stop in stops)
+        return self._closing[known]
+
+    def continuations(self, asked: Sequence[tuple[Prompt, Sequence[str]]]) -> list[tuple[list[int], list[list[int]]]]:
+        """Return the ids of each context and of each of its options after it.
 
         The ids are those that appear when prompt and option are tokenized together. Where the option changes the
         prompt's own tokens, the context is cut back to what all of them share, so that the options stay comparable.
         """
-        context = self.encode_prompt(prompt)
-        if isinstance(prompt, str):
-            wholes = [self.encode_prompt(prompt + option) for option in options]
-        else:
-            text = self.render(prompt)
-            wholes = [self.encode(text + option, control=True) for option in options]
-        shared = min(_common_length(context, whole) for whole in wholes)
-        return context[:shared], [whole[shared:] for whole in wholes]
+        contexts = self.encode_prompts([prompt for prompt, _ in asked])
+        plain = [prompt + option for prompt, options in asked if isinstance(prompt, str) for option in options]
+        chats = [
+            self.render(prompt) + option
+            for prompt, options in asked
+            if not isinstance(prompt, str)
+            for option in options
+        ]
+        after_text = iter(self._encode_all(plain, control=False, specials=True))
+        after_chat = iter(self._encode_all(chats, control=True, specials=False))
+        found = []
+        for (prompt, options), context in zip(asked, contexts, strict=True):
+            after = after_text if isinstance(prompt, str) else after_chat
+            wholes = [next(after) for _ in options]
+            shared = min(common_length(context, whole) for whole in wholes)
+            found.append((context[:shared], [whole[shared:] for whole in wholes]))
+        return found
+
+    def _encode_all(self, texts: Sequence[str], *, control: bool, specials: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        encoded = self.inner(list(texts), add_special_tokens=specials, split_special_tokens=not control)
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
 
     def _conversation(self, prompt: Chat, turns: Sequence[Turn]) -> str:
         if prompt.form == "opencompass" and all(marker in self.markers for marker in CHATML_ENDS[:2]):
@@ -159,10 +203,13 @@ def _filled(skeleton: str, places: Sequence[Turn], contents: Sequence[str]) -> l
     return [*parts, (skeleton, True)]
 
 
-def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    length = 0
-    for left, right in zip(one, other, strict=False):
-        if left != right:
-            break
-        length += 1
-    return length
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two sequences have in common at their beginning."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
