@@ -26,7 +26,7 @@ NEW_TOKENS = 96
 STOP = "Question:"
 SIZES = {"start": 1, "mmlu": 100, "gsm8k": 32, "perplexity": 1}
 SUBJECT = "international_law"
-"""Its exemplars and questions are about as long as the mean of all subjects: 100 items share what a whole run shares."""
+"""Its exemplars and questions are about as long as the mean: 100 of its items share what a whole run shares."""
 BLOCK, BLOCKS = 2048, 12
 TITLES = {
     "start": "to the first forward pass",
@@ -49,7 +49,7 @@ def prompts(workload: str, count: int) -> list[dict[str, Any]]:
         return [{"text": long_text(Path(folder or "data") / "longcontext")}]
     from qwen_eval import registry
     from qwen_eval.data import find_dataset
-    from qwen_eval.runner import make_plan
+    from qwen_eval.plan import make_plan
 
     entry = registry.load(workload, registry.find())
     dataset = find_dataset(

@@ -18,8 +18,8 @@ from qwen_eval.data import Dataset, find_dataset, fingerprint
 from qwen_eval.errors import DataError
 from qwen_eval.fetch import Pin, Unreachable, fetch, pins
 from qwen_eval.paths import home
+from qwen_eval.plan import make_plan
 from qwen_eval.registry import Entry
-from qwen_eval.runner import make_plan
 from qwen_eval.task import DatasetSpec, Hub, SplitSpec
 
 ROWS = [{"question": f"{number}+1?", "answer": f"#### {number + 1}"} for number in range(4)]

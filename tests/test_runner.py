@@ -19,9 +19,10 @@ from qwen_eval.commands.dry_run import shared_length
 from qwen_eval.data import Dataset, find_dataset
 from qwen_eval.errors import Interrupted, StoreError, UsageError
 from qwen_eval.models.scripted import ScriptedModel
+from qwen_eval.plan import Plan, make_plan
 from qwen_eval.registry import Entry
 from qwen_eval.results import RunFolder, read_answers, read_records
-from qwen_eval.runner import Plan, Stop, make_plan, run, stop_on_signal
+from qwen_eval.runner import Stop, run, stop_on_signal
 from qwen_eval.task import Answer, Choose, Chosen, Dialogue, Failed, Generate, Generated, Request, Sample, Sampling
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.95, top_k=20, seed=5)

@@ -36,10 +36,11 @@ MAY_IMPORT = {
     "qwen_eval.report": set(),
     "qwen_eval.report.comparison": {"qwen_eval.report.tables", "qwen_eval.reported"},
     "qwen_eval.reported": {"qwen_eval.errors", "qwen_eval.paths"},
+    "qwen_eval.plan": {"qwen_eval.data", "qwen_eval.errors", "qwen_eval.results", "qwen_eval.task"},
     "qwen_eval.runner": {
-        "qwen_eval.data",
         "qwen_eval.errors",
         "qwen_eval.models.base",
+        "qwen_eval.plan",
         "qwen_eval.results",
         "qwen_eval.scoring",
         "qwen_eval.task",

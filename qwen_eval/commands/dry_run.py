@@ -8,7 +8,7 @@ import click
 
 if TYPE_CHECKING:
     from qwen_eval.models.base import Model
-    from qwen_eval.runner import Plan
+    from qwen_eval.plan import Plan
 
 __all__ = ["print_dry_run", "shared_length"]
 

@@ -19,8 +19,8 @@ from qwen_eval.report.tables import BY
 if TYPE_CHECKING:
     from qwen_eval.data import Dataset
     from qwen_eval.models.base import Identity, Model
+    from qwen_eval.plan import Plan
     from qwen_eval.registry import Entry
-    from qwen_eval.runner import Plan
     from qwen_eval.task import Sampling
 
 __all__ = ["run"]
@@ -172,8 +172,8 @@ def run(
     answering = _engine(
         model, engine=engine, dtype=dtype, device=device, batch_size=batch_size, deterministic=deterministic
     )
+    from qwen_eval.plan import make_plan
     from qwen_eval.registry import default_protocol, protocol
-    from qwen_eval.runner import make_plan
 
     as_chat = chat or (not base and answering.identity.chat)
     plans = []

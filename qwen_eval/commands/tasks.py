@@ -102,7 +102,7 @@ def show(
 def _request(
     task: Task, protocol: Protocol, dataset: Dataset, wanted: str, *, split: str | None, shots: int | None
 ) -> tuple[Sample, Request]:
-    from qwen_eval.runner import make_plan
+    from qwen_eval.plan import make_plan
 
     plan = make_plan(task, protocol, dataset, split=split, shots=shots)
     for index, (sample, request) in enumerate(plan.first_requests()):

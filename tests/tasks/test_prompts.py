@@ -13,9 +13,9 @@ import pytest
 
 from qwen_eval import registry
 from qwen_eval.data import Dataset, find_dataset
+from qwen_eval.plan import make_plan
 from qwen_eval.prompts import chatml, opencompass_chatml
 from qwen_eval.registry import Entry
-from qwen_eval.runner import make_plan
 from qwen_eval.task import Choose, Generate, Perplexity, Request
 
 HERE = Path(__file__).parent

@@ -10,13 +10,12 @@ answers it must give.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from qwen_eval.models.transformers import reference
 from qwen_eval.models.transformers.machine import free_memory, is_out_of_memory
-from qwen_eval.models.transformers.packed import ATTENTION, Pass, Piece, Prefix, Prompts, Slab, Step, register
+from qwen_eval.models.transformers.packed import ATTENTION, Pass, Prefix, Slab, Step, register
+from qwen_eval.models.transformers.packing import Options, Pace, Packing, Running, Same
 from qwen_eval.models.transformers.prefixes import PrefixTree, Waiting
 from qwen_eval.models.transformers.reference import ReferenceModel, Row, cache_bytes, left_cut, scales_with_length
 from qwen_eval.task import Answer, Choose, Chosen, Failed, Generate, Generated, Perplexity
@@ -33,8 +32,6 @@ PASS_TOKENS = {"cpu": 384, "cuda": 8192}
 LONG = {"cpu": 256, "cuda": 2048}
 """A row's own part of the prompt from so many tokens on is kept as a prefix of its own: in the slab, the longest row
 would decide the room of all. On a GPU one more product for a row costs more than some room."""
-LONGEST_PIECE = 2048
-"""A longer part of a prompt is computed piece by piece: bounds what is needed for scores and masks."""
 ROWS = {"cpu": (32, 128), "cuda": (64, 512)}
 """Rows that generate at a time, at first and at most, where the user says nothing."""
 ROWS_FIXED = 32
@@ -108,125 +105,6 @@ def supports(kind: str, config: Any) -> bool:
     return kind in KINDS and not scales_with_length(config)
 
 
-# ---------------------------------------------------------------------------------------------------------- parts of it
-
-
-@dataclass
-class _Options:
-    """A context and the tokens of its options."""
-
-    ticket: int
-    tokens: list[int]
-    options: list[list[int]]
-    cut: int
-
-
-@dataclass
-class _Running:
-    """A row that generates: the prefix it shares, and how many tokens of its own are in the slab."""
-
-    row: Row
-    prefix: Prefix
-    own: int
-
-    @property
-    def most(self) -> int:
-        """Tokens of its own when it reaches its limit."""
-        return self.own + self.row.limit - len(self.row.new)
-
-
-@dataclass
-class _Same:
-    """A prompt that waits more than once: its prefix, and the logits behind it, [vocabulary], once they are known."""
-
-    tokens: list[int]
-    prefix: Prefix
-    logits: "torch.Tensor | None" = None
-
-
-class _Packing:
-    """A packed pass over prompts in the making. `wanted` are the positions whose logits are asked for."""
-
-    def __init__(self, tree: PrefixTree, slab: Slab | None = None) -> None:
-        self.tree = tree
-        self.prompts = Prompts(slab)
-        self.ids: list[int] = []
-        self.positions: list[int] = []
-        self.wanted: list[int] = []
-        self._added: list[Prefix] = []
-
-    def add(self, tokens: Sequence[int], prefix: Prefix, *, into: Prefix | None = None, row: int | None = None) -> None:
-        """Add a piece: tokens that follow a prefix."""
-        self.prompts.pieces.append(Piece(len(self.ids), len(tokens), prefix, into, row))
-        self.ids += tokens
-        self.positions += range(prefix.end, prefix.end + len(tokens))
-
-    def add_prefix(self, tokens: Sequence[int], prefix: Prefix, *, shared: bool = False) -> Prefix:
-        """Add tokens whose keys and values are kept, for other requests to find where they are `shared`."""
-        for at in range(0, len(tokens), LONGEST_PIECE):
-            part = tokens[at : at + LONGEST_PIECE]
-            into = self.tree.add(prefix, part) if shared else Prefix(prefix, part)
-            if shared:
-                self._added.append(into)
-            self.add(part, prefix, into=into)
-            prefix = into
-        return prefix
-
-    def add_first(self, waiting: Waiting[Any], *, row: int | None = None, keep_from: int | None = None) -> Prefix:
-        """Add the first prompt that waits, with the prefixes it shares with later ones; its last logits are wanted.
-
-        Its own tokens go to a row of the slab; or, where there are `keep_from` of them, into a prefix of their own.
-        Returns the prefix that what follows attends to.
-        """
-        tokens: list[int] = waiting.first.tokens
-        prefix = self.tree.find(tokens)
-        for end in waiting.branches(prefix.end):
-            prefix = self.add_prefix(tokens[prefix.end : end], prefix, shared=True)
-        own = tokens[prefix.end :]
-        if keep_from is not None and len(own) >= keep_from:
-            prefix = self.add_prefix(own, prefix)
-        else:
-            self.add(own, prefix, row=row)
-        self.wanted.append(len(self.ids) - 1)
-        return prefix
-
-    def undo(self) -> None:
-        """Take back what other requests could find: it was not computed."""
-        for prefix in self._added:
-            self.tree.drop(prefix)
-
-
-class _Pace:
-    """How many rows generate at a time: twice as many, as long as that makes a step cheaper for each by a tenth."""
-
-    STEPS = 8
-
-    def __init__(self, rows: int, most: int) -> None:
-        self.rows = rows
-        self.most = most
-        self._before = float("inf")
-        self._seconds: list[float] = []
-
-    def note(self, rows: int, seconds: float) -> None:
-        """Take the time of a step while others wait."""
-        if rows < self.rows or self.rows == self.most:
-            return
-        self._seconds.append(seconds / rows)
-        if len(self._seconds) == self.STEPS:
-            now, self._seconds = median(self._seconds), []
-            if now > 0.9 * self._before:
-                self.rows = self.most = max(1, self.rows // 2)
-            else:
-                self._before, self.rows = now, min(self.most, 2 * self.rows)
-
-    def at_most(self, rows: int) -> None:
-        """Memory ran out: no more rows than these from now on."""
-        self.rows = self.most = max(1, rows)
-
-
-# ------------------------------------------------------------------------------------------------------------ the model
-
-
 class PackedModel(ReferenceModel):
     """A local checkpoint behind the engine."""
 
@@ -239,15 +117,15 @@ class PackedModel(ReferenceModel):
         rows, most = ROWS.get(kind, ROWS["cuda"])
         if self.batch_size or self.deterministic:
             rows = most = self.batch_size or ROWS_FIXED
-        self._pace = _Pace(rows, most)
+        self._pace = Pace(rows, most)
         self._pass_tokens = PASS_TOKENS.get(kind, PASS_TOKENS["cuda"])
         self._chunk = reference.CHUNK
         self._counters |= dict.fromkeys(("decoded_tokens", "out_of_memory"), 0)
-        self._choices: Waiting[_Options] = Waiting()
+        self._choices: Waiting[Options] = Waiting()
         self._prompts: Waiting[Row] = Waiting()
         self._texts: list[tuple[int, Perplexity]] = []
-        self._running: list[_Running] = []
-        self._same: _Same | None = None
+        self._running: list[Running] = []
+        self._same: Same | None = None
         self._slab = Slab()
         self._tree = PrefixTree(0)
         self._row_tokens = 0
@@ -257,22 +135,19 @@ class PackedModel(ReferenceModel):
         """Answer a portion: the options of one pass, or generation until some row ends, or one text's perplexity."""
         import torch
 
-        failed = self._take_in()
+        answers = self._take_in()
         with torch.inference_mode():
-            while not failed:
-                work = (
-                    (self._choose_some, self._less_choices)
-                    if self._choices
-                    else (self._generate_some, self._less_generation)
-                    if self._running or self._prompts
-                    else (self._measure_one, self._less_perplexity)
-                    if self._texts
-                    else None
-                )
-                if work is None:
-                    return []
+            while not answers:
+                if self._choices:
+                    answer, ask_less = self._choose_some, self._less_choices
+                elif self._running or self._prompts:
+                    answer, ask_less = self._generate_some, self._less_generation
+                elif self._texts:
+                    answer, ask_less = self._measure_one, self._less_perplexity
+                else:
+                    break
                 try:
-                    return work[0]()
+                    return answer()
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
@@ -281,8 +156,8 @@ class PackedModel(ReferenceModel):
                 self._tree.trim(0)
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-                failed = work[1]()
-        return failed
+                answers = ask_less()
+        return answers
 
     def forget(self) -> None:
         """Let go of cached prefixes and of the room of rows. Nothing may be running."""
@@ -316,7 +191,7 @@ class PackedModel(ReferenceModel):
                 if len(context) + max(map(len, options)) - 1 > self.window:
                     failed.append((ticket, self._too_long(len(context))))
                 else:
-                    self._choices.add([_Options(ticket, context, options, cut)])
+                    self._choices.add([Options(ticket, context, options, cut)])
         self._queue = []
         return failed
 
@@ -325,8 +200,8 @@ class PackedModel(ReferenceModel):
     def _choose_some(self) -> list[tuple[int, Answer | Failed]]:
         """One pass over contexts, and over the options that have more than one token."""
         self._weights()
-        packing = _Packing(self._tree)
-        taken: list[_Options] = []
+        packing = Packing(self._tree)
+        taken: list[Options] = []
         asked: list[tuple[int, int]] = []
         while self._choices and (not taken or len(packing.ids) < self._pass_tokens):
             if self.batch_size and len(taken) == self.batch_size:
@@ -394,7 +269,7 @@ class PackedModel(ReferenceModel):
             return None
         return super()._finished(row)
 
-    def _fits(self, rows: Sequence[_Running]) -> bool:
+    def _fits(self, rows: Sequence[Running]) -> bool:
         """Return whether the next prompt has room in memory beside these rows, should all reach their limits."""
         if not rows or self.deterministic:
             return True
@@ -403,11 +278,11 @@ class PackedModel(ReferenceModel):
         longest = max(own + row.limit - len(row.new), *(each.most for each in rows))
         return (len(rows) + 1) * longest <= self._row_tokens
 
-    def _join(self) -> list[_Running]:
+    def _join(self) -> list[Running]:
         """One pass over prompts that take free rows of the slab, and their first tokens. Returns the new rows."""
         import torch
 
-        packing = _Packing(self._tree, self._slab)
+        packing = Packing(self._tree, self._slab)
         rows, before = list(self._running), len(self._running)
         behind: list[int | torch.Tensor] = []
         same = self._same
@@ -419,10 +294,10 @@ class PackedModel(ReferenceModel):
                 keep_from = 1 if repeats else LONG.get(self.device.type, LONG["cuda"])
                 prefix = packing.add_first(self._prompts, row=len(rows), keep_from=keep_from)
                 last = packing.prompts.pieces[-1]
-                same = _Same(row.tokens, prefix) if repeats else None
-                rows.append(_Running(row, prefix, 0 if last.into else last.count))
+                same = Same(row.tokens, prefix) if repeats else None
+                rows.append(Running(row, prefix, 0 if last.into else last.count))
             else:
-                rows.append(_Running(row, same.prefix, 0))
+                rows.append(Running(row, same.prefix, 0))
             behind.append(len(packing.wanted) - 1 if same is None or same.logits is None else same.logits)
             self._prompts.take()
         new = rows[before:]
@@ -448,7 +323,7 @@ class PackedModel(ReferenceModel):
         self._tree.trim()
         return new
 
-    def _step(self) -> list[_Running]:
+    def _step(self) -> list[Running]:
         """One new token for every running row. Returns all of them."""
         begun = time.perf_counter()
         rows = self._running
@@ -473,7 +348,7 @@ class PackedModel(ReferenceModel):
             self._pace.note(len(rows), time.perf_counter() - begun)
         return rows
 
-    def _retire(self, each: _Running) -> None:
+    def _retire(self, each: Running) -> None:
         """Free a row; the last one takes its place in the slab."""
         each.prefix.users -= 1
         at, last = self._running.index(each), len(self._running) - 1
@@ -524,7 +399,7 @@ class PackedModel(ReferenceModel):
         total, prefix = 0.0, Prefix(None, ())
         for at in range(0, len(block) - 1, self._chunk):
             part = block[at : min(at + self._chunk, len(block) - 1)]
-            packing = _Packing(self._tree)
+            packing = Packing(self._tree)
             prefix = packing.add_prefix(part, prefix)
             packing.wanted += range(len(part))
             nll = torch.nn.functional.cross_entropy(
@@ -537,7 +412,7 @@ class PackedModel(ReferenceModel):
 
     # --------------------------------------------------------------------------------------------------------- passes
 
-    def _computed(self, packing: _Packing) -> "torch.Tensor":
+    def _computed(self, packing: Packing) -> "torch.Tensor":
         """Run a pass over prompts; return the wanted logits, [wanted, vocabulary]."""
         self._counters["batches"] += 1
         return self._forward_packed(
