@@ -188,8 +188,9 @@ class PackedModel(ReferenceModel):
             found = self.tokenizer.continuations([(request.prompt, request.options) for _, request in choices])
             for (ticket, request), (context, options) in zip(choices, found, strict=True):
                 context, cut = left_cut(context, request.cut)
-                if len(context) + max(map(len, options)) - 1 > self.window:
-                    failed.append((ticket, self._too_long(len(context))))
+                refused = self._refused(len(context), max(map(len, options)) - 1)
+                if refused:
+                    failed.append((ticket, refused))
                 else:
                     self._choices.add([Options(ticket, context, options, cut)])
         self._queue = []
@@ -208,12 +209,12 @@ class PackedModel(ReferenceModel):
                 break
             each = self._choices.first
             longest = max(map(len, each.options))
-            context = packing.add_first(self._choices, keep_from=1 if longest > 1 else None)
+            context, _ = packing.add_first(self._choices, keep_from=1 if longest > 1 else None)
             taken.append(self._choices.take())
             end = len(packing.wanted) - 1
             for option in each.options:
                 # The first token is predicted at the end of the context, the others behind their forerunners.
-                places = [end, *range(len(packing.wanted), len(packing.wanted) + len(option) - 1)]
+                places = [end, *range(len(packing.wanted), len(packing.wanted) + len(option) - 1)][: len(option)]
                 asked += zip(places, option, strict=True)
                 if len(option) > 1:
                     packing.add(option[:-1], context)
@@ -224,7 +225,7 @@ class PackedModel(ReferenceModel):
             values = iter(logprobs[[place for place, _ in asked], [token for _, token in asked]].tolist())
         except BaseException:
             packing.undo()
-            self._choices.add(taken)
+            self._choices.put_back(taken)
             raise
         self._counters["prompt_tokens"] += sum(len(each.tokens) for each in taken)
         self._tree.trim()
@@ -275,15 +276,21 @@ class PackedModel(ReferenceModel):
             return True
         row = self._prompts.first
         own = len(row.tokens) - self._tree.find(row.tokens).end
-        longest = max(own + row.limit - len(row.new), *(each.most for each in rows))
-        return (len(rows) + 1) * longest <= self._row_tokens
+        kept = sum(each.kept for each in rows)
+        if own >= LONG.get(self.device.type, LONG["cuda"]):
+            own, kept = 0, kept + own
+        longest = max(self._slab.tokens, own + row.limit - len(row.new), *(each.most for each in rows))
+        return (len(rows) + 1) * longest + kept <= self._row_tokens
 
     def _join(self) -> list[Running]:
         """One pass over prompts that take free rows of the slab, and their first tokens. Returns the new rows."""
         import torch
 
-        packing = Packing(self._tree, self._slab)
         rows, before = list(self._running), len(self._running)
+        if not rows:
+            # Nobody needs its room any more, and the next rows may need less.
+            self._slab = Slab()
+        packing = Packing(self._tree, self._slab)
         behind: list[int | torch.Tensor] = []
         same = self._same
         while self._prompts and len(rows) < self._pace.rows:
@@ -292,10 +299,9 @@ class PackedModel(ReferenceModel):
             repeats, row = self._prompts.repeats, self._prompts.first
             if same is None or same.tokens != row.tokens:
                 keep_from = 1 if repeats else LONG.get(self.device.type, LONG["cuda"])
-                prefix = packing.add_first(self._prompts, row=len(rows), keep_from=keep_from)
-                last = packing.prompts.pieces[-1]
+                prefix, kept = packing.add_first(self._prompts, row=len(rows), keep_from=keep_from)
                 same = Same(row.tokens, prefix) if repeats else None
-                rows.append(Running(row, prefix, 0 if last.into else last.count))
+                rows.append(Running(row, prefix, len(row.tokens) - prefix.end, kept))
             else:
                 rows.append(Running(row, same.prefix, 0))
             behind.append(len(packing.wanted) - 1 if same is None or same.logits is None else same.logits)
@@ -311,13 +317,13 @@ class PackedModel(ReferenceModel):
             self._take_tokens([each.row for each in new], logits)
         except BaseException:
             packing.undo()
-            self._prompts.add(each.row for each in new)
+            self._prompts.put_back([each.row for each in new])
             self._same = None
             raise
         self._same = same
         self._running = rows
         for each in new:
-            each.prefix.users += 1
+            each.prefix.count_users(1)
             # A row that waited again has more than its first token.
             self._counters["prompt_tokens"] += len(each.row.prompt) if len(each.row.new) == 1 else 0
         self._tree.trim()
@@ -350,7 +356,7 @@ class PackedModel(ReferenceModel):
 
     def _retire(self, each: Running) -> None:
         """Free a row; the last one takes its place in the slab."""
-        each.prefix.users -= 1
+        each.prefix.count_users(-1)
         at, last = self._running.index(each), len(self._running) - 1
         if at != last:
             self._slab.move(last, at)
@@ -389,8 +395,11 @@ class PackedModel(ReferenceModel):
 
     def _less_perplexity(self) -> list[tuple[int, Answer | Failed]]:
         """Memory ran out: halve the chunks."""
-        self._chunk //= 2
-        return [] if self._chunk else [(self._texts.pop(0)[0], _out_of_memory())]
+        if self._chunk > 1:
+            self._chunk //= 2
+            return []
+        self._chunk = reference.CHUNK
+        return [(self._texts.pop(0)[0], _out_of_memory())]
 
     def _block_nll(self, block: list[int]) -> float:
         """Negative log-likelihood of a block: every chunk is a prefix of the next."""

@@ -1,6 +1,8 @@
 """What this machine has to give: memory that is free, processors that are ours, threads that pay."""
 
+import itertools
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,11 @@ if TYPE_CHECKING:
 __all__ = ["choose_threads", "free_memory", "is_out_of_memory", "processors"]
 
 CGROUPS = Path("/sys/fs/cgroup")
+MEMORY_FILES = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+"""Limit, use and what it is made of, in control groups of version 2 and 1."""
 ROUNDS = 12
 """Measurements of each number of threads: about a tenth of a second in all."""
 
@@ -26,13 +33,12 @@ def free_memory(device: "torch.device") -> int:
     import psutil
 
     free = psutil.virtual_memory().available
-    limits = [
-        *zip(_cgroup("memory.max"), _cgroup("memory.current"), strict=False),
-        *zip(_cgroup("memory/memory.limit_in_bytes"), _cgroup("memory/memory.usage_in_bytes"), strict=False),
-    ]
-    for limit, used in limits:
-        if limit.isdecimal() and used.isdecimal():
-            free = min(free, max(0, int(limit) - int(used)))
+    for limit_name, used_name, stat_name in MEMORY_FILES:
+        for limit, used, stat in itertools.zip_longest(*map(_cgroup, (limit_name, used_name, stat_name)), fillvalue=""):
+            if limit.isdecimal() and used.isdecimal():
+                # Pages of files that were read (the weights') are charged too, until the memory is wanted.
+                found = re.search(r"^(?:total_)?inactive_file (\d+)$", stat, re.MULTILINE)
+                free = min(free, max(0, int(limit) - int(used) + int(found[1] if found else 0)))
     return int(free)
 
 

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 import torch
 
+from qwen_eval.models.transformers.machine import is_out_of_memory
+
 __all__ = ["ATTENTION", "Pass", "Piece", "Prefix", "Prompts", "Slab", "Step", "register"]
 
 ATTENTION = "qwen_eval_packed"
@@ -29,7 +31,8 @@ class Prefix:
     """Keys and values of `tokens`, which follow another prefix: per layer [key-value heads, tokens, head size].
 
     `start` tokens come before. `children` continue it, by their first token; `users` counts the running rows that
-    attend to it, and `used` says when it was last found: a tree of prefixes decides by them what to keep.
+    attend to it, directly or through what continues it, and `used` says when it was last found: a tree of prefixes
+    decides by them what to keep.
     """
 
     def __init__(self, parent: "Prefix | None", tokens: Sequence[int]) -> None:
@@ -38,7 +41,7 @@ class Prefix:
         self.start: int = parent.end if parent else 0
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
-        self.children: dict[int, Prefix] = {}
+        self.children: dict[int, list[Prefix]] = {}
         self.users = 0
         self.used = 0
 
@@ -51,6 +54,11 @@ class Prefix:
         """Return this prefix and all before it, the first one first, without those that have no tokens."""
         before = self.parent.chain() if self.parent else []
         return [*before, self] if self.tokens else before
+
+    def count_users(self, more: int) -> None:
+        """Say that so many rows more attend to it and to all before it."""
+        for node in self.chain():
+            node.users += more
 
     def keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Take over the keys and values of a layer."""
@@ -72,15 +80,15 @@ class Slab:
         self.values: dict[int, torch.Tensor] = {}
 
     def reserve(self, rows: int, tokens: int) -> None:
-        """Make room for so many rows of so many tokens. Where memory runs out on the way, the next call goes on."""
-        self.rows = max(self.rows, rows)
-        self.tokens = max(self.tokens, -(-tokens // self.STEP) * self.STEP)
+        """Make room for so many rows of so many tokens. Where memory runs out on the way, a later call goes on."""
+        rows, tokens = max(self.rows, rows), max(self.tokens, -(-tokens // self.STEP) * self.STEP)
         for store in (self.keys, self.values):
             for layer, held in store.items():
-                if held.shape[0] < self.rows or held.shape[2] < self.tokens:
-                    room = held.new_zeros(self.rows, held.shape[1], self.tokens, held.shape[3])
-                    room[: held.shape[0], :, : held.shape[2]] = held
+                if held.shape[0] < rows or held.shape[2] < tokens:
+                    room = held.new_zeros(rows, held.shape[1], tokens, held.shape[3])
+                    room[: held.shape[0], :, : held.shape[2]] = held[:rows, :, :tokens]
                     store[layer] = room
+        self.rows, self.tokens = rows, tokens
 
     def of(self, layer: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys and values of a layer, made when they are first needed; `like` is [heads, tokens, head size]."""
@@ -96,11 +104,15 @@ class Slab:
                 held[target] = held[source]
 
     def shrink(self, rows: int) -> None:
-        """Give back the memory of all but the first rows."""
+        """Give back the memory of all but the first rows, as far as there is some to copy these."""
         self.rows = min(self.rows, rows)
         for store in (self.keys, self.values):
             for layer, held in store.items():
-                store[layer] = held[:rows].clone()
+                try:
+                    store[layer] = held[:rows].clone()
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
 
 
 class Pass(Protocol):

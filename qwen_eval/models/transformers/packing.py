@@ -30,11 +30,15 @@ class Options:
 
 @dataclass
 class Running:
-    """A row that generates: the prefix it shares, and how many tokens of its own are in the slab."""
+    """A row that generates: the prefix it attends to, and how many tokens of its own are in the slab.
+
+    `kept` are the tokens of its prompt that stand in a prefix of its own.
+    """
 
     row: Row
     prefix: Prefix
     own: int
+    kept: int = 0
 
     @property
     def most(self) -> int:
@@ -79,23 +83,26 @@ class Packing:
             prefix = into
         return prefix
 
-    def add_first(self, waiting: Waiting[Any], *, row: int | None = None, keep_from: int | None = None) -> Prefix:
+    def add_first(
+        self, waiting: Waiting[Any], *, row: int | None = None, keep_from: int | None = None
+    ) -> tuple[Prefix, int]:
         """Add the first prompt that waits, with the prefixes it shares with later ones; its last logits are wanted.
 
         Its own tokens go to a row of the slab; or, where there are `keep_from` of them, into a prefix of their own.
-        Returns the prefix that what follows attends to.
+        Returns the prefix that what follows attends to, and how many tokens of the prompt's own it holds.
         """
         tokens: list[int] = waiting.first.tokens
         prefix = self.tree.find(tokens)
         for end in waiting.branches(prefix.end):
             prefix = self.add_prefix(tokens[prefix.end : end], prefix, shared=True)
         own = tokens[prefix.end :]
-        if keep_from is not None and len(own) >= keep_from:
+        kept = len(own) if keep_from is not None and len(own) >= keep_from else 0
+        if kept:
             prefix = self.add_prefix(own, prefix)
         else:
             self.add(own, prefix, row=row)
         self.wanted.append(len(self.ids) - 1)
-        return prefix
+        return prefix, kept
 
     def undo(self) -> None:
         """Take back what other requests could find: it was not computed."""

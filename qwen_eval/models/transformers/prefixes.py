@@ -58,6 +58,11 @@ class Waiting(Generic[Item]):
         """Take the next request out."""
         return self._items.pop(0)
 
+    def put_back(self, items: Sequence[Item]) -> None:
+        """Line up requests that were taken, before those with equal prompts."""
+        for item in reversed(items):
+            bisect.insort_left(self._items, item, key=_tokens)
+
     def branches(self, begin: int) -> list[int]:
         """Return where the prefixes end that the next request shares with later ones, behind `begin`, the longest last.
 
@@ -98,31 +103,32 @@ class PrefixTree:
         """
         self._clock += 1
         node, limit = self.root, len(tokens) - 1
-        while child := node.children.get(tokens[node.end]) if node.end < limit else None:
-            common = common_length(child.tokens, tokens[node.end : limit])
-            if common < len(child.tokens):
-                if common >= SHORTEST and child.keys:
-                    node = self._cut(child, common)
-                    node.used = self._clock
+        while node.end < limit:
+            rest = tokens[node.end : limit]
+            alike = [(common_length(child.tokens, rest), child) for child in node.children.get(rest[0], ())]
+            common, child = max(alike, key=lambda pair: pair[0], default=(0, node))
+            whole = common == len(child.tokens)
+            if not (whole and common) and (common < SHORTEST or not child.keys):
                 break
-            node = child
+            node = child if whole else self._cut(child, common)
             node.used = self._clock
         return node
 
     def add(self, parent: Prefix, tokens: Sequence[int]) -> Prefix:
-        """Continue a prefix by tokens whose keys and values are about to be computed.
-
-        Where another continuation begins with the same token (and shares too little), the new one is nobody's to find.
-        """
+        """Continue a prefix by tokens whose keys and values are about to be computed."""
         node = Prefix(parent, tokens)
         node.used = self._clock
-        parent.children.setdefault(tokens[0], node)
+        parent.children.setdefault(tokens[0], []).append(node)
         return node
 
     def drop(self, node: Prefix) -> None:
         """Take a prefix out, with all that continue it: it can't be found any more."""
-        if node.parent and node.parent.children.get(node.tokens[0]) is node:
-            del node.parent.children[node.tokens[0]]
+        if node.parent is not None:
+            siblings = node.parent.children.get(node.tokens[0], [])
+            if node in siblings:
+                siblings.remove(node)
+            if not siblings:
+                node.parent.children.pop(node.tokens[0], None)
 
     def trim(self, most: int | None = None) -> None:
         """Let go of prefixes that no row attends to, the longest unused first, down to `most` tokens."""
@@ -137,22 +143,25 @@ class PrefixTree:
                 held -= len(node.tokens)
 
     def _nodes(self) -> list[Prefix]:
-        found, stack = [], list(self.root.children.values())
+        found, stack = [], [self.root]
         while stack:
-            node = stack.pop()
-            found.append(node)
-            stack += node.children.values()
+            more = [child for children in stack.pop().children.values() for child in children]
+            found += more
+            stack += more
         return found
 
     def _cut(self, node: Prefix, at: int) -> Prefix:
         """Cut a prefix in two; return the first part. Rows that attend to it go on with the second."""
         assert node.parent is not None
         upper = Prefix(node.parent, node.tokens[:at])
-        for layer, keys in node.keys.items():
+        for layer, keys in list(node.keys.items()):
             values = node.values[layer]
-            upper.keys[layer], upper.values[layer] = keys[:, :at], values[:, :at]
-            node.keys[layer], node.values[layer] = keys[:, at:], values[:, at:]
-        node.parent.children[upper.tokens[0]] = upper
-        upper.children[node.tokens[at]] = node
+            # Copies, so that the memory of one part is free when it is let go.
+            upper.keep(layer, keys[:, :at], values[:, :at])
+            node.keep(layer, keys[:, at:], values[:, at:])
+        upper.users, upper.used = node.users, node.used
+        siblings = node.parent.children[upper.tokens[0]]
+        siblings[siblings.index(node)] = upper
+        upper.children[node.tokens[at]] = [node]
         node.parent, node.tokens, node.start = upper, node.tokens[at:], node.start + at
         return upper

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from qwen_eval.errors import DeviceError, ModelError
 from qwen_eval.models.base import Identity
 from qwen_eval.models.transformers.checkpoint import Checkpoint, checked_dtype, fingerprint, first_line
-from qwen_eval.models.transformers.machine import choose_threads, free_memory
+from qwen_eval.models.transformers.machine import choose_threads, free_memory, is_out_of_memory
 from qwen_eval.models.transformers.tokenization import Tokenizer
 from qwen_eval.task import (
     Answer,
@@ -229,10 +229,10 @@ class ReferenceModel:
 
     def _encoded_row(self, ticket: int, request: Generate, ids: list[int]) -> Row | Failed:
         prompt, cut = left_cut(ids, request.cut)
-        room = self.window - len(prompt)
-        if room < 1:
-            return self._too_long(len(prompt))
-        return Row(ticket, request, prompt, cut, min(request.max_new_tokens, room))
+        refused = self._refused(len(prompt), 1)
+        if refused:
+            return refused
+        return Row(ticket, request, prompt, cut, min(request.max_new_tokens, self.window - len(prompt)))
 
     def _take_tokens(self, rows: Sequence[Row], logits: "torch.Tensor") -> None:
         """Give every row its next token; logits [rows, vocabulary]."""
@@ -278,8 +278,9 @@ class ReferenceModel:
         for ticket, request in batch:
             [(context, options)] = self.tokenizer.continuations([(request.prompt, request.options)])
             context, cut = left_cut(context, request.cut)
-            if len(context) + max(map(len, options)) - 1 > self.window:
-                answers[ticket] = self._too_long(len(context))
+            refused = self._refused(len(context), max(map(len, options)) - 1)
+            if refused:
+                answers[ticket] = refused
             elif all(len(option) == 1 for option in options):
                 single.append((ticket, context, [option[0] for option in options], cut))
             else:
@@ -310,8 +311,9 @@ class ReferenceModel:
     def _measure(self, request: Perplexity) -> Measured | Failed:
         """Negative log-likelihood block by block."""
         ids = self.tokenizer.encode(request.text, control=False)
-        if request.block > self.window:
-            return self._too_long(request.block)
+        refused = self._refused(request.block, 0)
+        if refused:
+            return refused
         nll: list[float] = []
         sizes: list[int] = []
         for start in range(0, len(ids) - request.block + 1, request.block):
@@ -380,21 +382,24 @@ class ReferenceModel:
                 torch.use_deterministic_algorithms(True, warn_only=True)
             several = self._device_map()
             try:
-                self._model = transformers.AutoModelForCausalLM.from_pretrained(
+                model = transformers.AutoModelForCausalLM.from_pretrained(
                     self.checkpoint.folder,
                     dtype=getattr(torch, self.dtype),
                     device_map=several,
                     trust_remote_code=False,
                 )
+                model = model if several else model.to(self.device)
             except Exception as error:  # transformers raises whatever the file at fault makes it raise
+                if is_out_of_memory(error):
+                    raise DeviceError(
+                        f"{self.checkpoint.name}: the weights do not fit into the memory of {self.device} in "
+                        f"{self.dtype}.\nNext: choose another --device, or a smaller --dtype."
+                    ) from error
                 raise ModelError(
                     f"{self.checkpoint.folder}: this checkpoint cannot be loaded ({first_line(error)})."
                 ) from error
-            if several:
-                self.device = self._model.get_input_embeddings().weight.device
-            else:
-                self._model = self._model.to(self.device)
-            self._model.eval()
+            self.device = model.get_input_embeddings().weight.device
+            self._model = model.eval()
         return self._model
 
     def _device_map(self) -> str | None:
@@ -411,8 +416,13 @@ class ReferenceModel:
         )
         return "auto" if stored > WEIGHTS_SHARE * free_memory(self.device) else None
 
-    def _too_long(self, length: int) -> Failed:
-        return Failed(reason=f"the prompt has {length:,} tokens, the model's window is {self.window:,}")
+    def _refused(self, length: int, more: int) -> Failed | None:
+        """Say why a prompt of so many tokens cannot be asked, with so many more behind it; None where it can."""
+        if not length:
+            return Failed(reason="the prompt has no tokens")
+        if length + more > self.window:
+            return Failed(reason=f"the prompt has {length:,} tokens, the model's window is {self.window:,}")
+        return None
 
 
 def scales_with_length(config: Any) -> bool:

@@ -10,6 +10,8 @@ __all__ = ["next_tokens"]
 
 LIKELY = 1024
 """Tokens among which `top_p` is looked for first: sorting a whole vocabulary in every step is slow."""
+TIE = 1e-13
+"""What a logit loses for each id before it: nothing but an order of those that are equal."""
 
 
 def next_tokens(logits: torch.Tensor, samplings: Sequence[Sampling | None], draws: Sequence[float]) -> list[int]:
@@ -26,7 +28,9 @@ def next_tokens(logits: torch.Tensor, samplings: Sequence[Sampling | None], draw
     for (temperature, top_p, top_k), rows in kinds.items():
         where = torch.tensor(rows, device=logits.device)
         drawn = torch.tensor([[draws[row]] for row in rows], dtype=torch.float64, device=logits.device)
-        tokens[where] = _drawn(logits[where].double() / temperature, top_p, top_k, drawn)
+        # Of equally likely tokens the one with the lower id comes first, however the others are sorted.
+        ids = torch.arange(logits.shape[-1], device=logits.device)
+        tokens[where] = _drawn(logits[where].double() / temperature - TIE * ids, top_p, top_k, drawn)
     chosen: list[int] = tokens.tolist()
     return chosen
 
