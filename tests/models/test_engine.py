@@ -1,60 +1,21 @@
 """The engine against the reference engine at batch 1: the same tokens, the same numbers, each prefix computed once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from engines import DEEPER, SHOTS, TEXTS, answers_of, compare, packed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwen_eval.models.transformers.checkpoint import Checkpoint
 from qwen_eval.models.transformers.engine import KINDS as SUPPORTED
-from qwen_eval.models.transformers.engine import PackedModel, open_model, supports
+from qwen_eval.models.transformers.engine import open_model, supports
 from qwen_eval.models.transformers.reference import ReferenceModel
 from qwen_eval.prompts import chat
-from qwen_eval.task import Answer, Choose, Chosen, Failed, Generate, Generated, LeftCut, Measured, Perplexity, Request
+from qwen_eval.task import Answer, Choose, Failed, Generate, Generated, LeftCut, Perplexity, Request
 
 KINDS = ["qwen2", "llama", "qwen3", "gemma3_text", "mistral"]
-SHOTS = "Ann has 3 apples and buys 4 more. She has 7.\n\nHe pays 12 dollars for 3 pens. One costs 4.\n\n"
-DEEPER = (
-    SHOTS + "Nine boxes hold 8 cups each. How many cups are there in all of the boxes together, if two are empty?\n"
-)
-TEXTS = [
-    SHOTS + "x",
-    DEEPER + "A",
-    DEEPER + "B",
-    SHOTS + "A train leaves at 9.",
-    "Alone, with nothing shared.",
-    "x",
-    SHOTS,
-]
-
-
-def answers_of(model: ReferenceModel, requests: list[Request]) -> list[Answer | Failed]:
-    for ticket, request in enumerate(requests):
-        model.submit(ticket, request)
-    answers: dict[int, Answer | Failed] = {}
-    while arrived := model.collect():
-        assert not answers.keys() & dict(arrived).keys()
-        answers |= dict(arrived)
-    return [answers[ticket] for ticket in range(len(requests))]
-
-
-def compare(folder: Path, requests: list[Request], *, batch_size: int | None) -> Mapping[str, int | float | str]:
-    """Ask both engines; the answers must be the same. Returns the engine's counters."""
-    slow = ReferenceModel(Checkpoint("tiny", folder), device="cpu", batch_size=1)
-    fast = PackedModel(Checkpoint("tiny", folder), device="cpu", batch_size=batch_size)
-    for got, expected in zip(answers_of(fast, requests), answers_of(slow, requests), strict=True):
-        if isinstance(expected, Chosen):
-            assert isinstance(got, Chosen)
-            assert got.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
-            assert (got.prompt_tokens, got.cut_tokens) == (expected.prompt_tokens, expected.cut_tokens)
-        elif isinstance(expected, Measured):
-            assert isinstance(got, Measured)
-            assert got.nll == pytest.approx(expected.nll, abs=1e-3)
-        else:
-            assert got == expected
-    return fast.counters()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,7 +96,7 @@ def test_no_order_batch_or_sharing_changes_an_answer(
 def test_requests_that_come_while_others_run_join_them(tiny_checkpoint: Callable[..., Path]) -> None:
     """The next turns of a dialogue: submitted when the first answers are there."""
     folder = tiny_checkpoint("qwen2")
-    model = PackedModel(Checkpoint("tiny", folder), device="cpu", batch_size=2)
+    model = packed(folder, batch_size=2)
     first: list[Request] = [Generate(prompt=text, max_new_tokens=4 + 9 * at) for at, text in enumerate(TEXTS)]
     for ticket, request in enumerate(first):
         model.submit(ticket, request)
@@ -155,7 +116,7 @@ def test_requests_that_come_while_others_run_join_them(tiny_checkpoint: Callable
 
 def test_a_shared_prefix_is_computed_once(tiny_checkpoint: Callable[..., Path]) -> None:
     folder = tiny_checkpoint("qwen2")
-    model = PackedModel(Checkpoint("tiny", folder), device="cpu")
+    model = packed(folder)
     requests: list[Request] = [Choose(prompt=f"{DEEPER}{letter}", options=("a", "b")) for letter in "PQRSTUVW"]
     lengths = [len(model.prompt_tokens(request)) for request in requests]
     shared = len(model.prompt_tokens(Choose(prompt=DEEPER, options=("a",))))
@@ -194,6 +155,3 @@ def test_what_the_engine_does_not_know_is_answered_by_the_reference_with_one_lin
     assert open_model(checkpoint, device="cpu", say=said.append).identity.engine == "reference"
     assert len(said) == 1
     assert "kind qwen2" in said[0]
-
-
-# ------------------------------------------------------------------------------------------------------------ prefixes

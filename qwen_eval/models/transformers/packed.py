@@ -310,8 +310,8 @@ class Step:
         keys, values = self.slab.of(layer, key)
         keys[known.rows, :, known.lengths] = key.transpose(0, 1)
         values[known.rows, :, known.lengths] = value.transpose(0, 1)
-        asked = query.transpose(0, 1).reshape(rows, heads, -1, size) * scaling
-        scores = _product(asked, keys[:rows, :, : known.width].transpose(-1, -2))
+        asked = query.transpose(0, 1).reshape(rows, heads, -1, size)
+        scores = _product(asked, keys[:rows, :, : known.width].transpose(-1, -2)).mul_(scaling)
         scores = scores.masked_fill(known.hidden(window), float("-inf"))
         top = scores.amax(-1, keepdim=True)
         weights = (scores - top).exp_()
@@ -322,7 +322,7 @@ class Step:
             chosen = asked[members].transpose(0, 1).reshape(heads, -1, size)
             peak, sums, read = top[members], total[members], result[members]
             for node in prefix.chain():
-                scores = _product(chosen, node.keys[layer].transpose(-1, -2))
+                scores = _product(chosen, node.keys[layer].transpose(-1, -2)).mul_(scaling)
                 scores = scores.reshape(heads, count, -1, len(node.tokens)).transpose(0, 1)
                 if window is not None:
                     scores = scores.masked_fill(known.far(node, prefix, members, window), float("-inf"))

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
+from qwen_eval.models.transformers.machine import is_out_of_memory
 from qwen_eval.models.transformers.packed import Prefix
 from qwen_eval.models.transformers.tokenization import common_length
 
@@ -107,10 +108,12 @@ class PrefixTree:
             rest = tokens[node.end : limit]
             alike = [(common_length(child.tokens, rest), child) for child in node.children.get(rest[0], ())]
             common, child = max(alike, key=lambda pair: pair[0], default=(0, node))
-            whole = common == len(child.tokens)
-            if not (whole and common) and (common < SHORTEST or not child.keys):
+            if common and common == len(child.tokens):
+                node = child
+            elif common >= SHORTEST and child.keys and (part := self._cut(child, common)):
+                node = part
+            else:
                 break
-            node = child if whole else self._cut(child, common)
             node.used = self._clock
         return node
 
@@ -150,15 +153,22 @@ class PrefixTree:
             stack += more
         return found
 
-    def _cut(self, node: Prefix, at: int) -> Prefix:
-        """Cut a prefix in two; return the first part. Rows that attend to it go on with the second."""
+    def _cut(self, node: Prefix, at: int) -> Prefix | None:
+        """Cut a prefix in two; return the first part. Rows that attend to it go on with the second.
+
+        Returns None where there is no memory for it: the parts are copies, so that one can be let go.
+        """
         assert node.parent is not None
-        upper = Prefix(node.parent, node.tokens[:at])
-        for layer, keys in list(node.keys.items()):
-            values = node.values[layer]
-            # Copies, so that the memory of one part is free when it is let go.
-            upper.keep(layer, keys[:, :at], values[:, :at])
-            node.keep(layer, keys[:, at:], values[:, at:])
+        upper, lower = Prefix(node.parent, node.tokens[:at]), Prefix(node.parent, ())
+        try:
+            for layer, keys in node.keys.items():
+                upper.keep(layer, keys[:, :at], node.values[layer][:, :at])
+                lower.keep(layer, keys[:, at:], node.values[layer][:, at:])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        node.keys, node.values = lower.keys, lower.values
         upper.users, upper.used = node.users, node.used
         siblings = node.parent.children[upper.tokens[0]]
         siblings[siblings.index(node)] = upper
