@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Read when the libraries are imported, so it is set before anything is.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tiny models run fastest, and alike on every machine, with one thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -192,9 +194,3 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_fil
         return folder
 
     return make
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Tiny models run fastest, and alike on every machine, with one thread."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
