@@ -147,6 +147,7 @@ class Model:
     tree: PrefixTree = field(default_factory=lambda: PrefixTree(0))
     pending: list[tuple[Prefix, list[int]]] = field(default_factory=list)
     rows: list[tuple[Prefix, list[int]]] = field(default_factory=list)
+    users: list[Prefix] = field(default_factory=list)
 
     def find(self, prompt: list[int]) -> Prefix:
         before = {id(node): (path(node), bool(node.keys), node.start) for node in reachable(self.tree)}
@@ -188,8 +189,13 @@ class Model:
 
     def hold(self, prompt: list[int]) -> None:
         found = self.find(prompt)
-        found.users += 1
+        found.count_users(1)
+        self.users.append(found)
         self.rows.append((found, prompt[: found.end]))
+
+    def release(self) -> None:
+        if self.users:
+            self.users.pop(0).count_users(-1)
 
     def trim(self, most: int) -> None:
         before = reachable(self.tree)
@@ -214,6 +220,7 @@ class Model:
         for node in reachable(self.tree):
             assert node.parent is not None
             assert node.parent.end == node.start
+            assert node.users == sum(any(node is part for part in user.chain()) for user in self.users)
             if node.keys:
                 held_by(node)
 
@@ -243,13 +250,8 @@ def test_a_prompt_finds_the_longest_prefix_there_is_whatever_was_cut_and_let_go(
         for name, *more in plan:
             if name in ("trim", "hold", "release"):
                 model.compute()
-            if name == "release":
-                # What a row attended to stays whole for as long as the row has it, in the tree or not.
-                using = next((node for node, _ in model.rows if node.users), None)
-                if using is not None:
-                    using.users -= 1
-            else:
-                getattr(model, name)(*more)
+            # What a row attends to stays whole for as long as the row has it, in the tree or not.
+            getattr(model, name)(*more)
             model.check()
 
 
