@@ -160,14 +160,15 @@ def test_rows_with_long_prompts_of_their_own_count_with_all_they_hold(
     assert max(watched.held) <= row_tokens
 
 
+@pytest.mark.parametrize(("long", "tokens"), [(4, 120), (1, 60)], ids=["alone", "beside short ones"])
 def test_many_short_rows_after_few_long_ones_do_not_get_the_room_of_long_ones(
-    tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    long: int, tokens: int, tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny_checkpoint("qwen2")
     monkeypatch.setattr("qwen_eval.models.transformers.packed.Slab.STEP", 1)
     requests: list[Request] = [
-        *(Generate(prompt=f"A{at}", max_new_tokens=120) for at in range(4)),
-        *(Generate(prompt=f"B{at}", max_new_tokens=10) for at in range(40)),
+        *(Generate(prompt=f"A{at}", max_new_tokens=tokens) for at in range(long)),
+        *(Generate(prompt=f"B{at}", max_new_tokens=6 + at % 5) for at in range(40)),
     ]
     watched = Watched(monkeypatch)
     generated(packed(folder), requests, 250, folder)

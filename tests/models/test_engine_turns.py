@@ -232,7 +232,7 @@ def test_a_tenth_cheaper_is_what_it_takes() -> None:
 def test_a_slow_step_now_and_then_decides_nothing() -> None:
     pace = Pace(4, 64)
     for at in range(2 * Pace.STEPS):
-        pace.note(pace.rows, 100.0 if at % 3 == 0 else 1.0)
+        pace.note(pace.rows, 100.0 if at in (Pace.STEPS, Pace.STEPS + 3) else 1.0)
     assert pace.rows == 16
 
 
@@ -241,7 +241,7 @@ def test_steps_of_fewer_rows_say_nothing() -> None:
     pace = Pace(4, 64)
     for _ in range(5 * Pace.STEPS):
         pace.note(3, 0.001)
-    assert pace.rows == 4
+    assert (pace.rows, pace.most) == (4, 64)
 
 
 @given(
@@ -270,11 +270,25 @@ def test_where_memory_ran_out_the_rows_are_frozen() -> None:
     assert pace.rows == 1
 
 
+@pytest.mark.parametrize(
+    ("how", "rows"),
+    [
+        ({}, 16),
+        ({"batch_size": 5}, 5),
+        ({"deterministic": True}, 4),
+        ({"batch_size": 5, "deterministic": True}, 5),
+    ],
+    ids=str,
+)
 def test_what_the_user_says_no_clock_changes(
-    tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    how: dict[str, Any], rows: int, tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("time.perf_counter", jumpy())
-    for how in ({"batch_size": 5}, {"deterministic": True}, {"batch_size": 5, "deterministic": True}):
-        model = packed(tiny_checkpoint("qwen2"), **how)
-        answers_of(model, MANY)
-        assert model.counters()["batch_size"] == how.get("batch_size", 32)
+    """On a clock that stands still, more rows are always as good."""
+    monkeypatch.setattr("qwen_eval.models.transformers.engine.ROWS", {"cpu": (4, 16), "cuda": (4, 16)})
+    monkeypatch.setattr("qwen_eval.models.transformers.engine.ROWS_FIXED", 4)
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)
+    folder = tiny_checkpoint("qwen2")
+    requests: list[Request] = [Generate(prompt=f"{DEEPER}{at}", max_new_tokens=20) for at in range(40)]
+    model = packed(folder, **how)
+    agree(answers_of(model, requests), expected(folder, requests))
+    assert model.counters()["batch_size"] == rows
