@@ -14,6 +14,7 @@ from qwen_eval import __version__
 from qwen_eval.commands.compare import compare
 from qwen_eval.commands.data import data
 from qwen_eval.commands.run import run
+from qwen_eval.commands.sandbox import sandbox
 from qwen_eval.commands.score import score
 from qwen_eval.commands.tasks import tasks
 from qwen_eval.errors import QwenEvalError
@@ -34,7 +35,7 @@ def cli() -> None:
     """Evaluate language-model checkpoints: published prompts, published scoring rules, and how sure a score is."""
 
 
-for command in (run, tasks, score, compare, data):
+for command in (run, tasks, score, compare, data, sandbox):
     cli.add_command(command)
 
 
