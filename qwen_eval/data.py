@@ -1,4 +1,5 @@
-"""Where samples come from: a local folder, the cache, a pinned public source, the hub; else the small shipped set.
+"""Where samples come from: a local folder, the cache, an installed package, a pinned public source, the hub; else the
+small set that ships with the project.
 
 The pin is the content: a fingerprint of the normalised rows, written in the task file. Another copy of the same rows
 (parquet instead of CSV, JSON spaced otherwise) has the same fingerprint; a copy with other rows is used, with a warning
@@ -19,7 +20,7 @@ from qwen_eval.paths import home
 from qwen_eval.readers import read_csv, read_json_examples, read_json_lines, read_text
 from qwen_eval.task import DatasetSpec, Row, SplitSpec
 
-__all__ = ["Dataset", "find_dataset", "fingerprint", "mini_folder", "present_folder"]
+__all__ = ["Dataset", "find_dataset", "fingerprint", "mini_dataset", "mini_folder", "package_folder", "present_folder"]
 
 
 def fingerprint(rows: Iterable[Row]) -> str:
@@ -110,7 +111,7 @@ def find_dataset(
     network: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Dataset:
-    """Return the dataset from the first source that has it: folder, cache, pinned source, hub, mini set.
+    """Return the dataset from the first source that has it: folder, cache, package, pinned source, hub, mini set.
 
     `tasks` is the folder of the task file (its `_data` and `_mini` belong to the task). `say` gets one line for each
     thing a user should know. Raises DataError when no source has it, or when the one that has it is broken.
@@ -124,17 +125,18 @@ def find_dataset(
             return found_in_folder(spec, found, tasks)
         if root:
             tried.append(f"{place} ({root})")
+    if packaged := package_folder(spec):
+        return found_in_folder(spec, packaged, tasks)
     if network:
         fetched = _fetched(spec, tasks, tried, say) or _from_hub(spec, tried)
         if fetched:
             return fetched
-    mini = mini_folder(spec, tasks)
-    if allow_mini and mini:
+    if allow_mini and mini_folder(spec, tasks):
         say(
             f"{spec.name}: the official data was not found in {', '.join(tried)}. Using the small original set that "
             f"ships with the project; its scores are marked (mini) and are not comparable with published ones."
         )
-        return _in_mini(spec, mini)
+        return mini_dataset(spec, tasks)
     raise DataError(
         f"{spec.name}: the data was not found in {', '.join(tried)}.\n"
         f"Next: `python -m qwen_eval data fetch {spec.name}`, or --data-dir DIR with {spec.folders[0]}/ inside."
@@ -149,10 +151,26 @@ def present_folder(spec: DatasetSpec, root: Path) -> Path | None:
     for folder in spec.folders:
         candidate = root / folder
         files = {split.file.format(group=group) for split in spec.splits.values() for group in spec.groups or ("",)}
-        if any((candidate / file).is_file() for file in (*files, *spec.texts)):
+        if any(_unpacked(candidate / file).is_file() for file in (*files, *spec.texts)):
             return candidate
         if any(any(candidate.glob(_parquet(spec, split))) for split in spec.splits):
             return candidate
+    return None
+
+
+def package_folder(spec: DatasetSpec) -> Path | None:
+    """Return the folder of the installed package that carries the files; None where it is not installed, or has none.
+
+    The package is found, not imported.
+    """
+    from importlib.util import find_spec
+
+    name, _, inside = spec.package.partition("/")
+    package = find_spec(name) if name else None
+    for location in (package.submodule_search_locations or ()) if package else ():
+        folder = Path(location) / inside
+        if all((folder / split.file).is_file() for split in spec.splits.values()):
+            return folder
     return None
 
 
@@ -182,7 +200,12 @@ def found_in_folder(spec: DatasetSpec, folder: Path, tasks: Path) -> Dataset:
     return Dataset(spec, f"from {folder}", load, folder, digests={pin.path: pin.sha256 for pin in official})
 
 
-def _in_mini(spec: DatasetSpec, folder: Path) -> Dataset:
+def mini_dataset(spec: DatasetSpec, tasks: Path) -> Dataset:
+    """Return the small set that ships with the project, wherever else the dataset may be. Raises DataError."""
+    folder = mini_folder(spec, tasks)
+    if folder is None:
+        raise DataError(f"{spec.name}: there is no small set of it.")
+
     def load(split: str) -> list[dict[str, str]]:
         return _read_split(spec, spec.splits[split], folder, spec.mini_groups, {})
 
@@ -201,15 +224,26 @@ def _read_split(
                 f"{folder / file}: expected {counts[file]:,} rows, found {len(found):,}.\n"
                 f"Next: `python -m qwen_eval data fetch {spec.name}` gets the official file."
             )
+        if split.part:
+            column, numbers = split.part
+            found = [row for row in found if row[column].isdecimal() and int(row[column]) in numbers]
         rows += [{"group": group, "row": str(index), **row} for index, row in enumerate(found)] if group else found
     return rows
 
 
+def _unpacked(path: Path) -> Path:
+    """Return a compressed file, or the same without .gz where only that is there."""
+    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    return plain if plain.is_file() and not path.is_file() else path
+
+
 def _read_file(path: Path, split: SplitSpec) -> list[dict[str, str]]:
-    if path.suffix == ".jsonl":
-        return read_json_lines(path, split.columns, values=split.values)
-    if path.suffix == ".json":
-        return read_json_examples(path, split.columns, values=split.values)
+    path = _unpacked(path)
+    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if kind == ".jsonl":
+        return read_json_lines(path, split.columns, values=split.values, structured=split.structured)
+    if kind == ".json":
+        return read_json_examples(path, split.columns, values=split.values, structured=split.structured)
     return read_csv(path, split.columns, header=split.header, optional=split.optional, values=split.values)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from qwen_eval.data import Dataset
 from qwen_eval.errors import UsageError, did_you_mean
 from qwen_eval.results import checksum, request_hash
-from qwen_eval.task import Choose, Dialogue, Generate, Protocol, Request, Sample, Sampling, Task
+from qwen_eval.task import Choose, Dialogue, Execute, Generate, Generated, Protocol, Request, Sample, Sampling, Task
 
 __all__ = ["Plan", "make_plan"]
 
@@ -52,13 +52,13 @@ class Plan:
     def first_requests(self) -> Iterator[tuple[Sample, Request]]:
         """Yield every planned sample with its first request."""
         for sample in self.samples:
-            yield sample, next(self.ask(sample))
+            yield sample, _first(self.ask(sample))
 
     def repeated(self) -> list[tuple[Sample, int]]:
         """Return every planned sample with the number (from 0) of each of its repeats, in order."""
         return [(sample, repeat) for sample in self.samples for repeat in range(self.repeats)]
 
-    def with_sampling(self, request: Request, sample: Sample, repeat: int, turn: int) -> Request:
+    def with_sampling(self, request: Request | Execute, sample: Sample, repeat: int, turn: int) -> Request | Execute:
         """Return a request as it is put to the model: what is generated carries the sampling, with a seed of its own.
 
         The seed follows from the run's seed and the answer's place alone, so no batch, order, limit or interruption
@@ -128,12 +128,13 @@ def make_plan(
         asked = build(sample)
         if not isinstance(asked, Request):
             return asked
-        return one_turn(replace(asked, cut=cut) if cut and isinstance(asked, Generate | Choose) else asked)
+        request = replace(asked, cut=cut) if cut and isinstance(asked, Generate | Choose) else asked
+        return run_programs(request, task, sample) if task.programs else one_turn(request)
 
-    prompts = checksum([[sample.id, request_hash(next(ask(sample)))] for sample in samples])
+    prompts = checksum([[sample.id, request_hash(_first(ask(sample)))] for sample in samples])
     chosen = _spread(samples, proportional=protocol.average == "micro")[: _limited(len(samples), limit)]
     order = {sample.id: index for index, sample in enumerate(samples)}
-    generates = any(isinstance(next(ask(sample)), Generate) for sample in samples[:1])
+    generates = any(isinstance(_first(ask(sample)), Generate) for sample in samples[:1])
     return Plan(
         task=task,
         protocol=protocol,
@@ -155,6 +156,27 @@ def one_turn(request: Request) -> Dialogue:
     """The default dialogue: one request, its answer is what is scored."""
     answer = yield request
     return answer
+
+
+def run_programs(request: Request, task: Task, sample: Sample) -> Dialogue:
+    """The dialogue of a code task: one output, then every distinct program that a rule finds in it.
+
+    The programs come one after another, while those of other samples run.
+    """
+    answer = yield request
+    if isinstance(answer, Generated):
+        # Not `yield from`: it would send the answers to an iterator.
+        for program in dict.fromkeys(rule(answer.text, sample) for rule in task.programs.values()):  # noqa: UP028
+            yield program
+    return answer
+
+
+def _first(dialogue: Dialogue) -> Request:
+    """Return what a dialogue begins with: always a question to the model."""
+    request = next(dialogue)
+    if isinstance(request, Execute):
+        raise TypeError("expected a dialogue that asks the model first, found one that runs a program")
+    return request
 
 
 def _limited(total: int, limit: int | float | None) -> int:

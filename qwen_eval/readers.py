@@ -5,8 +5,10 @@ repair broken lines, and a benchmark that silently loses a row is a different be
 """
 
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,19 @@ Values = Mapping[str, Sequence[str]]
 
 
 def read_text(path: Path) -> str:
-    """Return a UTF-8 file as it is (line ends kept). Raises DataError when it is missing or not UTF-8."""
+    """Return a UTF-8 file as it is (line ends kept), unpacked where its name ends in .gz.
+
+    Raises DataError when it is missing, not UTF-8 or not gzip.
+    """
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: this file is missing.") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: expected a whole gzip file ({error}).") from None
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         raise DataError(
             f"{path}, line {line}: expected UTF-8 text, found the byte 0x{error.object[error.start]:02x}."
         ) from None
@@ -33,32 +41,39 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
 
 
-def read_json_lines(path: Path, columns: Sequence[str], *, values: Values | None = None) -> list[dict[str, str]]:
+def read_json_lines(
+    path: Path, columns: Sequence[str], *, values: Values | None = None, structured: Sequence[str] = ()
+) -> list[dict[str, str]]:
     """Return the objects of a JSON-lines file, reduced to `columns`, all of them text.
 
+    Columns in `structured` hold anything else and become its JSON text.
     Raises DataError with file and line for a broken line, an empty line between others, a missing or non-text field.
     """
     lines = read_text(path).split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
-    return [_json_row(path, number, line, columns, values or {}) for number, line in enumerate(lines, 1)]
+    return [_json_row(path, number, line, columns, values or {}, structured) for number, line in enumerate(lines, 1)]
 
 
-def _json_row(path: Path, number: int, line: str, columns: Sequence[str], values: Values) -> dict[str, str]:
+def _json_row(
+    path: Path, number: int, line: str, columns: Sequence[str], values: Values, structured: Sequence[str]
+) -> dict[str, str]:
     try:
         found: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}, line {number}: expected a JSON object, found {_short(line)} ({error.msg}, column {error.colno})."
         ) from None
-    row = _text_fields(f"{path}, line {number}", found, columns)
+    row = _text_fields(f"{path}, line {number}", found, columns, structured)
     _check_values(f"{path}, line {number}", row, values)
     return row
 
 
-def _text_fields(where: str, found: Any, columns: Sequence[str]) -> dict[str, str]:
+def _text_fields(where: str, found: Any, columns: Sequence[str], structured: Sequence[str]) -> dict[str, str]:
     if not isinstance(found, dict):
         raise DataError(f"{where}: expected a JSON object, found {_short(str(found))}.")
+    packed = {column: json.dumps(found[column], ensure_ascii=False) for column in structured if column in found}
+    found = {**found, **packed}
     for column in columns:
         if not isinstance(found.get(column), str):
             has = f"the fields {', '.join(found)}" if column not in found else f"{found[column]!r} in it"
@@ -66,8 +81,12 @@ def _text_fields(where: str, found: Any, columns: Sequence[str]) -> dict[str, st
     return {column: found[column] for column in columns}
 
 
-def read_json_examples(path: Path, columns: Sequence[str], *, values: Values | None = None) -> list[dict[str, str]]:
-    """Return the objects under `examples` of a JSON file, reduced to `columns`, all of them text.
+def read_json_examples(
+    path: Path, columns: Sequence[str], *, values: Values | None = None, structured: Sequence[str] = ()
+) -> list[dict[str, str]]:
+    """Return the objects of a JSON file's list (at its top, or under `examples`), reduced to `columns`, all text.
+
+    Columns in `structured` hold anything else and become its JSON text.
 
     Raises DataError with the file, and the number of the example (from 0), for what is broken or missing.
     """
@@ -75,10 +94,13 @@ def read_json_examples(path: Path, columns: Sequence[str], *, values: Values | N
         found: Any = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: expected JSON, found something else ({error.msg}).") from None
-    examples = found.get("examples") if isinstance(found, dict) else None
+    examples = found.get("examples") if isinstance(found, dict) else found
     if not isinstance(examples, list):
-        raise DataError(f"{path}: expected a JSON object with a list called 'examples', found none.")
-    rows = [_text_fields(f"{path}, example {number}", example, columns) for number, example in enumerate(examples)]
+        raise DataError(f"{path}: expected a JSON object with a list called 'examples', or a list, found none.")
+    rows = [
+        _text_fields(f"{path}, example {number}", example, columns, structured)
+        for number, example in enumerate(examples)
+    ]
     for number, row in enumerate(rows):
         _check_values(f"{path}, example {number}", row, values or {})
     return rows

@@ -21,14 +21,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from qwen_eval.errors import StoreError, UsageError
-from qwen_eval.task import Answer, Chosen, Generated, Measured, Request
+from qwen_eval.task import Answer, Chosen, Execute, Executed, Generated, Measured, Request
 
 __all__ = ["RunFolder", "StoredAnswer", "read_answers", "read_metrics", "read_records", "request_hash", "write_json"]
 
-KINDS: dict[str, type[Generated] | type[Chosen] | type[Measured]] = {
+KINDS: dict[str, type[Answer]] = {
     "generated": Generated,
     "chosen": Chosen,
     "measured": Measured,
+    "executed": Executed,
 }
 MAY_GROW = ("samples", "repeats")
 """The manifest fields that a later session may raise: how many samples are in the run, how often each is asked. With
@@ -60,8 +61,8 @@ def unsealed(line: str) -> dict[str, Any]:
     return content
 
 
-def request_hash(request: Request) -> str:
-    """Return the hash of everything a model is asked: prompt, options, stops, limits, sampling, kind."""
+def request_hash(request: Request | Execute) -> str:
+    """Return the hash of everything that is asked: prompt, options, stops, limits, sampling, program, test, kind."""
     asked = asdict(request)
     if asked.get("sampling") is None:
         # Greedy requests keep the hash they had before there was sampling.

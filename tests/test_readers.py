@@ -131,3 +131,30 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path, read: Callable[[Path], object]) -> None:
     with pytest.raises(DataError, match="nowhere: this file is missing"):
         read(tmp_path / "nowhere")
+
+
+def test_what_is_no_text_becomes_its_json_text(tmp_path: Path) -> None:
+    line = '{"id": 7, "tests": ["a == \\"ü\\"", "b"], "text": "t", "more": 1}'
+    (tmp_path / "rows.jsonl").write_text(line + "\n", encoding="utf-8")
+    (tmp_path / "rows.json").write_text(f"[{line}]", encoding="utf-8")
+    expected = [{"id": "7", "tests": '["a == \\"ü\\"", "b"]', "text": "t"}]
+    columns, structured = ("id", "tests", "text"), ("id", "tests")
+    assert read_json_lines(tmp_path / "rows.jsonl", columns, structured=structured) == expected
+    assert read_json_examples(tmp_path / "rows.json", columns, structured=structured) == expected
+    with pytest.raises(DataError, match="expected a text field 'id'"):
+        read_json_lines(tmp_path / "rows.jsonl", columns, structured=("tests",))
+    with pytest.raises(DataError, match="expected a text field 'none'"):
+        read_json_lines(tmp_path / "rows.jsonl", (*columns, "none"), structured=(*structured, "none"))
+
+
+@pytest.mark.parametrize("keep", [slice(0, -9), slice(3, None)])
+def test_a_compressed_file_is_read_and_a_broken_one_named(tmp_path: Path, keep: slice) -> None:
+    import gzip
+
+    whole = gzip.compress(b'{"question": "q", "A": "1", "answer": "A"}\n' * 20)
+    file = tmp_path / "rows.jsonl.gz"
+    file.write_bytes(whole)
+    assert len(read_json_lines(file, COLUMNS)) == 20
+    file.write_bytes(whole[keep])
+    with pytest.raises(DataError, match=r"rows\.jsonl\.gz: expected a whole gzip file"):
+        read_json_lines(file, COLUMNS)

@@ -15,7 +15,7 @@ from qwen_eval.reported import THEMES, Reported, every, models, notes, reported
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = every()
-NOT_BUILT_YET = {"humaneval", "mbpp", "tool_calling", "code_interpreter", "hf_agent", "perplexity"}
+NOT_BUILT_YET = {"tool_calling", "code_interpreter", "hf_agent", "perplexity"}
 ONE_SETTING = {"mmlu", "ceval", "cmmlu", "gsm8k", "math", "bbh", "humaneval", "mbpp"}
 
 

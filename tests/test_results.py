@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from qwen_eval.errors import StoreError, UsageError
 from qwen_eval.results import RunFolder, StoredAnswer, read_answers, read_records, request_hash, sealed
-from qwen_eval.task import Answer, Choose, Chosen, Generate, Generated, LeftCut, Measured, Sampling
+from qwen_eval.task import Answer, Choose, Chosen, Execute, Executed, Generate, Generated, LeftCut, Measured, Sampling
 
 MANIFEST: dict[str, Any] = {"task": "toy", "samples": 4, "model": {"name": "m", "fingerprint": "f"}}
 
@@ -31,6 +32,14 @@ answers = st.one_of(
         st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1),
     ),
     st.just(Measured(nll=(1.5, 2.5), tokens=(3, 3), bytes=(10, 11))),
+    st.builds(
+        Executed,
+        program=st.text(),
+        passed=st.booleans(),
+        result=st.sampled_from(["passed", "failed: AssertionError", "timed out"]),
+        judge=st.sampled_from(["split", "official"]),
+        official=st.none() | st.booleans(),
+    ),
 )
 
 
@@ -55,6 +64,13 @@ def test_the_hash_of_a_greedy_request_is_that_of_versions_without_sampling() -> 
         for seed in (0, 1)
     ]
     assert len({request_hash(request) for request in (greedy, *drawn)}) == 3
+
+
+def test_a_program_is_asked_for_by_everything_that_decides_its_result() -> None:
+    program = Execute(source="x = 1", test="assert x", entry_point="x")
+    changes: list[dict[str, Any]] = [{"source": "x = 2"}, {"test": ""}, {"entry_point": "y"}, {"timeout": 2.0}]
+    others = [replace(program, **change) for change in (*changes, {"prompt": "p"}, {"tests": "plus"})]
+    assert len({request_hash(each) for each in (program, *others)}) == 7
 
 
 def test_answers_are_there_after_reopening(tmp_path: Path) -> None:

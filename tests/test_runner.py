@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sandboxes import FakeSandbox
 
 from qwen_eval import registry
 from qwen_eval.commands.dry_run import shared_length
@@ -23,6 +24,7 @@ from qwen_eval.plan import Plan, make_plan
 from qwen_eval.registry import Entry
 from qwen_eval.results import RunFolder, read_answers, read_records
 from qwen_eval.runner import Stop, run, stop_on_signal
+from qwen_eval.scoring import rule_names
 from qwen_eval.task import Answer, Choose, Chosen, Dialogue, Failed, Generate, Generated, Request, Sample, Sampling
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.95, top_k=20, seed=5)
@@ -45,8 +47,9 @@ def script(request: Request) -> Answer | Failed:
 
 def finish(plan: Plan, path: Path, **settings: Any) -> tuple[dict[str, Any], ScriptedModel]:
     model = ScriptedModel(settings.pop("script", script), batch=settings.pop("batch", 4))
+    sandbox: Any = FakeSandbox(**settings.pop("sandbox", {}))
     with RunFolder(path, plan.manifest() | {"model": {"name": "m"}}, **settings) as folder:
-        return run(plan, model, folder, stop=Stop(), say=lambda line: None), model
+        return run(plan, model, folder, stop=Stop(), sandbox=sandbox, say=lambda line: None), model
 
 
 def bytes_of(path: Path) -> list[bytes]:
@@ -555,4 +558,4 @@ def test_every_protocol_of_every_task_runs_on_its_mini_set(
             assert metrics["rule"] == protocol.rule
             assert metrics["n"] == plan.total >= 20
             assert 0 <= metrics["score"] <= 1
-            assert set(metrics["rules"]) == ({"choice"} if protocol.rule == "choice" else set(entry.task.rules))
+            assert set(metrics["rules"]) == ({"choice"} if protocol.rule == "choice" else set(rule_names(entry.task)))

@@ -1,5 +1,7 @@
 """Intervals and the detectable difference, against published figures, scipy, and by counting."""
 
+import itertools
+import math
 import random
 
 import numpy
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from qwen_eval.stats import detectable_difference, effective_size, effective_size_of_repeats, wilson
+from qwen_eval.stats import detectable_difference, effective_size, effective_size_of_repeats, pass_at_k, wilson
 
 
 @pytest.mark.parametrize(
@@ -152,3 +154,23 @@ def test_the_macro_interval_over_repeats_covers_at_least_as_often_as_it_says(siz
 @pytest.mark.parametrize(("n", "points"), [(164, 4.3), (1319, 1.5), (14042, 0.47)])
 def test_detectable_difference_at_five_per_cent_discordance(n: int, points: float) -> None:
     assert 100 * detectable_difference(n) == pytest.approx(points, abs=0.05)
+
+
+@pytest.mark.parametrize(("total", "right"), [(5, 0), (5, 1), (5, 3), (5, 5), (1, 1), (7, 2)])
+def test_pass_at_k_is_the_share_of_draws_with_a_right_answer(total: int, right: int) -> None:
+    answers = [number < right for number in range(total)]
+    for k in range(1, total + 1):
+        draws = [any(draw) for draw in itertools.combinations(answers, k)]
+        assert pass_at_k([(total, right)], k) == pytest.approx(sum(draws) / len(draws))
+        assert pass_at_k([(total, right)], k) == pytest.approx(1 - math.comb(total - right, k) / math.comb(total, k))
+
+
+def test_pass_at_k_is_a_mean_over_items_and_pass_at_1_the_score() -> None:
+    assert pass_at_k([(10, 0), (10, 5), (4, 4)], 1) == pytest.approx(0.5)
+    assert pass_at_k([(10, 0), (10, 10)], 10) == 0.5
+
+
+@pytest.mark.parametrize("counts", [[], [(3, 1)]])
+def test_pass_at_k_needs_k_answers(counts: list[tuple[int, int]]) -> None:
+    with pytest.raises(ValueError, match="at least 4"):
+        pass_at_k(counts, 4)

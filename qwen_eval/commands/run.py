@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from qwen_eval.models.base import Identity, Model
     from qwen_eval.plan import Plan
     from qwen_eval.registry import Entry
+    from qwen_eval.sandbox import Sandbox
     from qwen_eval.task import Sampling
 
 __all__ = ["run"]
@@ -96,6 +98,18 @@ __all__ = ["run"]
     is_flag=True,
     help="Fix what is computed together, so that a resumed run gives the same bytes where rounding depends on it.",
 )
+@option(
+    "--judge",
+    type=click.Choice(("split", "official")),
+    default="split",
+    show_default=True,
+    help="Who checks a program: split keeps its test out of its reach; official runs both together, as published.",
+)
+@option(
+    "--unsafe-exec/--no-unsafe-exec",
+    is_flag=True,
+    help="Run what the model wrote with your own rights, without a sandbox. The result is marked.",
+)
 @option("--chat", is_flag=True, help="Use the chat protocol where a task names none.")
 @option("--base", is_flag=True, help="Use the base protocol where a task names none.")
 @option(
@@ -149,6 +163,8 @@ def run(
     repeats: int,
     seed: int,
     deterministic: bool,
+    judge: str,
+    unsafe_exec: bool,
     chat: bool,
     base: bool,
     output_dir: Path,
@@ -206,8 +222,18 @@ def run(
 
         print_dry_run(plans, answering, format)
         return
-    settings = {"seed": seed} | ({"batch_size": batch_size or "auto"} if deterministic else {})
-    _run_all(plans, answering, output_dir, settings=settings, overwrite=overwrite, format=format, by=by)
+    settings: dict[str, Any] = {"seed": seed} | ({"batch_size": batch_size or "auto"} if deterministic else {})
+    with ExitStack() as stack:
+        sandbox = None
+        if any(plan.task.programs for plan in plans):
+            from qwen_eval.sandbox import Sandbox
+
+            # Opened before anything is generated: where there is no sandbox, nothing is.
+            sandbox = stack.enter_context(Sandbox(judge=judge, unsafe=unsafe_exec))
+            settings["sandbox"] = {"mode": sandbox.mode, "judge": judge}
+        _run_all(
+            plans, answering, output_dir, sandbox=sandbox, settings=settings, overwrite=overwrite, format=format, by=by
+        )
 
 
 def _kind(chat: bool, base: bool) -> tuple[bool, bool]:
@@ -314,6 +340,7 @@ def _run_all(
     engine: "Model",
     output_dir: Path,
     *,
+    sandbox: "Sandbox | None",
     settings: Mapping[str, Any],
     overwrite: bool,
     format: str,
@@ -344,9 +371,8 @@ def _run_all(
                         mininterval=interval,
                     ) as bar,
                 ):
-                    finished.append(
-                        run_plan(plan, engine, folder, stop=stop, bar=bar, say=partial(tqdm.write, file=sys.stderr))
-                    )
+                    say = partial(tqdm.write, file=sys.stderr)
+                    finished.append(run_plan(plan, engine, folder, stop=stop, sandbox=sandbox, bar=bar, say=say))
                 _say(f"{plan.name}: {path}")
                 _say_ungraded(plan, finished[-1])
     except (Interrupted, KeyboardInterrupt) as error:
@@ -376,12 +402,15 @@ def _say_ungraded(plan: "Plan", metrics: dict[str, Any]) -> None:
 
 
 def _manifest(plan: "Plan", identity: "Identity", settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that decides a score. `settings` are those that neither the plan nor the model knows."""
+    """Everything that decides a score. `settings` are those that neither the plan nor the model knows.
+
+    That of the sandbox belongs to code tasks alone.
+    """
     from qwen_eval import __version__
 
     return {
         **plan.manifest(),
-        **settings,
+        **{name: value for name, value in settings.items() if name != "sandbox" or plan.task.programs},
         "model": {
             "name": identity.name,
             "fingerprint": identity.fingerprint,

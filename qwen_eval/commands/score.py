@@ -1,7 +1,10 @@
-"""`python -m qwen_eval score`: apply a task's rules to outputs that exist already. No model."""
+"""`python -m qwen_eval score`: apply a task's rules to outputs that exist already. No model.
+
+Where a rule finds a program, that of a file is run in the sandbox; what became of a run's programs is in its records.
+"""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,21 @@ import click
 from qwen_eval import registry
 from qwen_eval.commands.options import data_dir, include_path, option
 from qwen_eval.data import Dataset, find_dataset
-from qwen_eval.errors import DataError, StoreError, UsageError, did_you_mean
-from qwen_eval.task import Sample, Task, Verdict
+from qwen_eval.errors import DataError, IncompleteError, StoreError, UsageError, did_you_mean
+from qwen_eval.scoring import program_hash, rule_names, verdict
+from qwen_eval.task import Executed, Failed, Sample, Task, Verdict
 
 __all__ = ["score"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output: what its lines carry (id, repeat), its text, its sample, what became of its programs."""
+
+    place: dict[str, Any]
+    text: str
+    sample: Sample
+    ran: dict[str, Executed] = field(default_factory=dict)
 
 
 @click.command()
@@ -28,6 +42,19 @@ __all__ = ["score"]
     help='JSON lines {"id", "output", "gold" (optional)}, or a run folder.',
 )
 @option("--output", "target", required=True, type=click.Path(path_type=Path), metavar="FILE")
+@option("--split", metavar="NAME", help="Where the ids of a FILE are looked up. Default: every split of the task.")
+@option(
+    "--judge",
+    type=click.Choice(("split", "official")),
+    default="split",
+    show_default=True,
+    help="Who checks a program of a FILE, as for `run`.",
+)
+@option(
+    "--unsafe-exec/--no-unsafe-exec",
+    is_flag=True,
+    help="Run the programs of a FILE with your own rights, without a sandbox.",
+)
 @data_dir
 @include_path
 def score(
@@ -36,12 +63,16 @@ def score(
     rule: Sequence[str],
     source: Path,
     target: Path,
+    split: str | None,
+    judge: str,
+    unsafe_exec: bool,
     data_dir: Path | None,
     include_path: Sequence[Path],
 ) -> None:
     """Score outputs: a line {"id", "rule", "extracted", "correct"} for every output and rule, in input order.
 
-    For a run that asked every item several times, a line also carries its "repeat".
+    For a run that asked every item several times, a line also carries its "repeat". For a code task "extracted" is the
+    program, and "gold" has no say: the item's test decides. Programs of a FILE are run in the sandbox.
     """
     from tqdm import tqdm
 
@@ -52,10 +83,15 @@ def score(
     rules = _rules(entry.task, [each for names in rule for each in names.split(",")])
     if target.resolve() == source.resolve():
         raise UsageError(f"--output {target}: expected another file than --input.")
-    outputs = list(_of_run(entry.task, source) if source.is_dir() else _of_file(entry, source, data_dir))
+    if source.is_dir():
+        outputs = list(_of_run(entry.task, source))
+    else:
+        outputs = list(_of_file(entry, source, data_dir, split))
+        if entry.task.programs:
+            _run_programs(entry.task, rules, outputs, judge=judge, unsafe=unsafe_exec)
     verdicts = [
-        (place, each, entry.task.rules[each](output, sample))
-        for place, output, sample in tqdm(outputs, desc=name, unit="output", delay=2)
+        (output.place, each, _verdict(entry.task, each, output))
+        for output in tqdm(outputs, desc=name, unit="output", delay=2)
         for each in rules
     ]
     if not verdicts:
@@ -83,20 +119,59 @@ def _write(target: Path, verdicts: Sequence[tuple[dict[str, Any], str, Verdict]]
         raise UsageError(f"--output {target}: cannot be written ({error.strerror}).") from None
 
 
+def _verdict(task: Task, rule: str, output: Output) -> Verdict:
+    try:
+        return verdict(task, rule, output.sample, output.text, output.ran)
+    except KeyError:
+        raise StoreError(
+            f"{output.place['id']}: the program that rule {rule} finds in this output has not been run.\n"
+            "Next: the same `run` command again runs it; no model is asked."
+        ) from None
+
+
+def _run_programs(task: Task, rules: Sequence[str], outputs: Sequence[Output], *, judge: str, unsafe: bool) -> None:
+    """Run every distinct program of every output, and keep what became of it. Raises SandboxError, IncompleteError."""
+    from tqdm import tqdm
+
+    from qwen_eval.runner import executed, program_of
+    from qwen_eval.sandbox import Sandbox
+
+    found = [
+        (output, program)
+        for output in outputs
+        for program in dict.fromkeys(task.programs[rule](output.text, output.sample) for rule in rules)
+    ]
+    with (
+        Sandbox(judge=judge, unsafe=unsafe) as sandbox,
+        tqdm(total=len(found), desc=task.name, unit="program", delay=2) as bar,
+    ):
+        for ticket, (_, program) in enumerate(found):
+            sandbox.submit(ticket, program_of(program))
+        while outcomes := sandbox.collect():
+            for ticket, outcome in outcomes:
+                output, program = found[ticket]
+                answer = executed(program, outcome)
+                if isinstance(answer, Failed):
+                    raise IncompleteError(f"{output.place['id']}: its program could not be run ({answer.reason}).")
+                output.ran[program_hash(program)] = answer
+                bar.update(1)
+
+
 def _rules(task: Task, wanted: Sequence[str]) -> list[str]:
-    if not task.rules:
+    known = rule_names(task)
+    if not known:
         raise UsageError(f"{task.name} has no text outputs to score.")
     for name in wanted:
-        if name not in task.rules:
+        if name not in known:
             raise UsageError(
-                f"Unknown rule '{name}' of {task.name}.{did_you_mean(name, task.rules)}\n"
-                f"{task.name} has: {', '.join(task.rules)}."
+                f"Unknown rule '{name}' of {task.name}.{did_you_mean(name, known)}\n"
+                f"{task.name} has: {', '.join(known)}."
             )
-    return list(dict.fromkeys(wanted)) or list(task.rules)
+    return list(dict.fromkeys(wanted)) or known
 
 
-def _of_run(task: Task, run: Path) -> Iterator[tuple[dict[str, Any], str, Sample]]:
-    """Yield id (and repeat, where there are several), output and sample of every record of a finished run.
+def _of_run(task: Task, run: Path) -> Iterator[Output]:
+    """Yield the output of every record of a finished run, with the repeat where there are several.
 
     The records hold the items it was run on, so no data is needed.
     """
@@ -108,25 +183,27 @@ def _of_run(task: Task, run: Path) -> Iterator[tuple[dict[str, Any], str, Sample
     repeated = metrics.get("repeats", 1) > 1
     for number, record in enumerate(read_records(run), 1):
         try:
-            text = record["outputs"][-1].get("text")
+            outputs = record["outputs"]
+            text = next((each.get("text") for each in reversed(outputs) if "program" not in each), None)
+            ran = {each["program"]: Executed(**each) for each in outputs if "program" in each}
             sample = Sample(record["doc_id"], record["doc"], record["target"], record["group"])
             place = {"id": sample.id} | ({"repeat": record["repeat"]} if repeated else {})
-        except (KeyError, IndexError):
+        except (KeyError, TypeError, AttributeError):
             raise StoreError(
                 f"{run / 'records.jsonl'}, line {number}: expected a record, found another object."
             ) from None
         if text is None:
             raise UsageError(f"{run}: this run compared log-probabilities; it has no text outputs to score.")
-        yield place, text, sample
+        yield Output(place, text, sample, ran)
 
 
-def _of_file(entry: registry.Entry, file: Path, data_dir: Path | None) -> Iterator[tuple[dict[str, Any], str, Sample]]:
-    """Yield id, output and sample of every line of a JSON-lines file."""
+def _of_file(entry: registry.Entry, file: Path, data_dir: Path | None, split: str | None) -> Iterator[Output]:
+    """Yield the output of every line of a JSON-lines file."""
     import json
 
     from qwen_eval.readers import read_text
 
-    samples = _Samples(entry, data_dir)
+    samples = _Samples(entry, data_dir, split)
     for number, line in enumerate(read_text(file).split("\n"), 1):
         if not line.strip():
             continue
@@ -138,22 +215,26 @@ def _of_file(entry: registry.Entry, file: Path, data_dir: Path | None) -> Iterat
         identified = isinstance(row, dict) and isinstance(row.get("id"), str | int)
         if not identified or not isinstance(row.get("output"), str):
             raise DataError(f'{where}: expected {{"id": …, "output": "text"}}, found {line[:80]}')
-        yield {"id": row["id"]}, row["output"], samples.of(row, where)
+        yield Output({"id": row["id"]}, row["output"], samples.of(row, where))
 
 
 class _Samples:
     """Finds a row's sample by its id, reading the dataset only when it is needed and split by split."""
 
-    def __init__(self, entry: registry.Entry, data_dir: Path | None) -> None:
+    def __init__(self, entry: registry.Entry, data_dir: Path | None, split: str | None) -> None:
         self.entry = entry
         self.data_dir = data_dir
         self.known: dict[str, Sample] = {}
-        self.unread = list(entry.task.data.splits if entry.task.letters else entry.task.splits)
+        known = list(entry.task.data.splits if entry.task.letters else entry.task.splits)
+        if split is not None and split not in known:
+            raise UsageError(f"--split {split}: {entry.task.name} has {', '.join(known)}.{did_you_mean(split, known)}")
+        self.unread = known if split is None else [split]
         self.dataset: Dataset | None = None
 
     def of(self, row: dict[str, Any], where: str) -> Sample:
         """Return the sample, with the row's own gold where it has one. Raises DataError for a bad id or gold."""
-        identifier, gold = str(row["id"]), row.get("gold")
+        identifier = str(row["id"])
+        gold = None if self.entry.task.programs else row.get("gold")
         letters = self.entry.task.letters
         if gold is not None:
             if not isinstance(gold, str | int | float) or not str(gold).strip() or (letters and gold not in letters):

@@ -8,12 +8,13 @@ import click
 
 from qwen_eval import registry
 from qwen_eval.commands.options import data_dir, include_path, option
-from qwen_eval.data import Dataset, find_dataset, mini_folder, present_folder
+from qwen_eval.data import Dataset, find_dataset, mini_folder, package_folder, present_folder
 from qwen_eval.errors import UsageError
 from qwen_eval.fetch import host
 from qwen_eval.paths import home
 from qwen_eval.prompts import chatml, opencompass_chatml
 from qwen_eval.registry import Entry
+from qwen_eval.scoring import rule_names
 from qwen_eval.task import Choose, Generate, Perplexity, Prompt, Protocol, Request, Sample, Task
 
 __all__ = ["tasks"]
@@ -34,9 +35,9 @@ def tasks(ctx: click.Context, data_dir: Path | None, include_path: Sequence[Path
         task = entry.task
         items = task.data.splits[task.splits[0]].rows
         names = ", ".join(protocol.name for protocol in task.protocols)
-        click.echo(f"{name:<14}{task.title}, {items:,} items, {task.data.licence}, {task.paper}")
-        click.echo(f"{'':<14}protocols  {names}")
-        click.echo(f"{'':<14}data       {source(entry, data_dir)}")
+        click.echo(f"{name:<16}{task.title}, {items:,} items, {task.data.licence}, {task.paper}")
+        click.echo(f"{'':<16}protocols  {names}")
+        click.echo(f"{'':<16}data       {source(entry, data_dir)}")
 
 
 def source(entry: Entry, data_dir: Path | None) -> str:
@@ -45,6 +46,9 @@ def source(entry: Entry, data_dir: Path | None) -> str:
         found = present_folder(entry.task.data, root) if root else None
         if found:
             return str(found)
+    packaged = package_folder(entry.task.data)
+    if packaged:
+        return str(packaged)
     hub = f", the hub ({entry.task.data.hub.id})" if entry.task.data.hub else ""
     mini = ", else the small set that ships with the project" if mini_folder(entry.task.data, entry.folder) else ""
     return f"{host(entry.task.data)}{hub}{mini}"
@@ -159,7 +163,8 @@ def _describe(task: Task, data_dir: Path | None, entry: Entry) -> None:
         mean = ", mean over subjects" if protocol.average == "macro" else ""
         click.echo(f"  {task.name}@{protocol.name:<18}{kind}, {protocol.shots} shots, rule {protocol.rule}{mean}")
         click.echo(f"  {'':<{len(task.name) + 19}}{protocol.about}")
-    click.echo(f"\n  rules: {', '.join(task.rules)}")
+    runs = "; each runs the program that it finds" if task.programs else ""
+    click.echo(f"\n  rules: {', '.join(rule_names(task))}{runs}")
     if len(task.splits) > 1:
         click.echo(f"  splits: {', '.join(task.splits)} (--split)")
     click.echo(f"\nOne prompt: python -m qwen_eval tasks show {task.name}@{task.protocols[0].name} --sample 0")

@@ -15,7 +15,7 @@ for name in ("golden_mini.json", "golden_real.json"):
 from test_prompts import prompts  # noqa: E402
 
 from qwen_eval import registry  # noqa: E402
-from qwen_eval.data import find_dataset  # noqa: E402
+from qwen_eval.data import find_dataset, mini_dataset  # noqa: E402
 
 
 def main() -> None:
@@ -24,8 +24,7 @@ def main() -> None:
     for name in files:
         entry = registry.load(name, files)
         real = find_dataset(entry.task.data, tasks=entry.folder, data_dir=Path(os.environ["QWEN_EVAL_DATA"]))
-        mini = find_dataset(entry.task.data, tasks=entry.folder, data_dir=HERE, network=False)
-        assert mini.mini, "the mini set is hidden by data in the cache"
+        mini = mini_dataset(entry.task.data, entry.folder)
         for protocol in entry.task.protocols:
             key = f"{name}@{protocol.name}"
             texts = prompts(entry, protocol.name, mini)
