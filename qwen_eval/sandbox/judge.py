@@ -68,10 +68,14 @@ def _test(job: dict[str, Any], end: JudgeEnd) -> None:
 
 
 def _prompt(prompt: str, names: dict[str, Any]) -> None:
-    """Execute the dataset's text for the helpers it defines. One that breaks off in the middle defines none."""
-    try:
-        exec(compile(prompt, "<prompt>", "exec"), names)
-    except Exception:
+    """Execute the dataset's text for the helpers it defines. It may break off behind the head of the function."""
+    for text in (prompt, f"{prompt}\n    pass\n"):
+        try:
+            exec(compile(text, "<prompt>", "exec"), names)
+        except SyntaxError:
+            continue
+        except Exception:
+            return
         return
 
 
