@@ -7,7 +7,8 @@ The tree (exit code in brackets):
     ├── MissingError      [3]   something the run needs is not there
     │   ├── DataError           a dataset file is missing, short or broken
     │   ├── ModelError          a model cannot be found, fetched or loaded
-    │   └── DeviceError         the device asked for is not on this machine
+    │   ├── DeviceError         the device asked for is not on this machine
+    │   └── SandboxError        this machine has no isolation for model-written programs
     ├── IncompleteError   [4]   some samples ended in an error, so there is no score
     ├── StoreError        [5]   a run folder is damaged or locked
     └── Interrupted     [130]   Ctrl-C, after everything answered was written
@@ -62,6 +63,10 @@ class ModelError(MissingError):
 
 class DeviceError(MissingError):
     """The device asked for is not on this machine."""
+
+
+class SandboxError(MissingError):
+    """No isolation for model-written programs can be had on this machine."""
 
 
 class IncompleteError(QwenEvalError):

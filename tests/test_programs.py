@@ -19,12 +19,12 @@ from qwen_eval import registry
 from qwen_eval.commands.run import run as run_command
 from qwen_eval.commands.score import score as score_command
 from qwen_eval.data import mini_dataset
-from qwen_eval.errors import Interrupted, StoreError, UsageError
+from qwen_eval.errors import Interrupted, SandboxError, StoreError, UsageError
 from qwen_eval.models.scripted import ScriptedModel
 from qwen_eval.plan import Plan, make_plan
 from qwen_eval.results import RunFolder, read_answers, read_records, sealed
 from qwen_eval.runner import Stop, run
-from qwen_eval.sandbox import Program, SandboxError
+from qwen_eval.sandbox import Program
 from qwen_eval.scoring import program_hash, rule_names
 from qwen_eval.task import Answer, Executed, Failed, Generate, Generated, Request, Sampling
 
@@ -302,7 +302,7 @@ def test_a_file_is_scored_by_running_its_programs(tmp_path: Path, sandbox: list[
     words = ["--task", "humaneval", "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")]
     code, said = scored(*words, "--judge", "official")
     assert code == 0
-    assert sandbox == [{"judge": "official", "unsafe": False}]
+    assert sandbox == [{"judge": "official", "container": "", "unsafe": False}]
     found = lines_of(tmp_path / "out.jsonl")
     task = registry.load("humaneval", registry.find()).task
     assert [(each["id"], each["rule"]) for each in found] == [
@@ -374,7 +374,7 @@ def test_the_manifest_says_how_programs_were_run_and_another_judge_is_another_ru
     words = ["--task", "humaneval@standard,gsm8k@qwen-chat", "--model", str(tiny_checkpoint()), "--limit", "1"]
     words += ["--output-dir", str(tmp_path)]
     assert CliRunner().invoke(run_command, words, catch_exceptions=False).exit_code == 0
-    assert sandbox == [{"judge": "split", "unsafe": False}]
+    assert sandbox == [{"judge": "split", "container": "", "unsafe": False}]
     manifests = {file.parent.name: json.loads(file.read_text()) for file in tmp_path.rglob("manifest.json")}
     assert manifests["humaneval@standard"]["sandbox"] == {"mode": "fake", "judge": "split"}
     assert "sandbox" not in manifests["gsm8k@qwen-chat-mini"]

@@ -10,7 +10,16 @@ import click
 from qwen_eval.errors import UsageError, did_you_mean
 from qwen_eval.report.tables import FORMATS
 
-__all__ = ["BatchSize", "Limit", "data_dir", "include_path", "load_config", "option", "output_format"]
+__all__ = [
+    "BatchSize",
+    "Limit",
+    "data_dir",
+    "include_path",
+    "load_config",
+    "option",
+    "output_format",
+    "sandbox_options",
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -53,6 +62,32 @@ def output_format(command: Command) -> Command:
         show_default=True,
         help="How tables are printed.",
     )(command)
+
+
+def sandbox_options(command: Command) -> Command:
+    """--judge, --container and --unsafe-exec, as in every command that runs programs."""
+    for add in (
+        option(
+            "--unsafe-exec/--no-unsafe-exec",
+            is_flag=True,
+            help="Run programs with your own rights, without a sandbox. Results are marked.",
+        ),
+        option(
+            "--container",
+            default="",
+            metavar="ENGINE[:IMAGE]",
+            help="docker or podman: the sandbox in a container, where ordinary users get no namespaces.",
+        ),
+        option(
+            "--judge",
+            type=click.Choice(("split", "official")),
+            default="split",
+            show_default=True,
+            help="Who checks a program. split: the test out of its reach; official: both in one process, as published.",
+        ),
+    ):
+        command = add(command)
+    return command
 
 
 class Limit(click.ParamType[int | float]):

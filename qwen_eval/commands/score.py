@@ -6,16 +6,19 @@ Where a rule finds a program, that of a file is run in the sandbox; what became 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qwen_eval import registry
-from qwen_eval.commands.options import data_dir, include_path, option
+from qwen_eval.commands.options import data_dir, include_path, option, sandbox_options
 from qwen_eval.data import Dataset, find_dataset
 from qwen_eval.errors import DataError, IncompleteError, StoreError, UsageError, did_you_mean
 from qwen_eval.scoring import program_hash, rule_names, verdict
 from qwen_eval.task import Executed, Failed, Sample, Task, Verdict
+
+if TYPE_CHECKING:
+    from qwen_eval.sandbox import Sandbox
 
 __all__ = ["score"]
 
@@ -43,18 +46,7 @@ class Output:
 )
 @option("--output", "target", required=True, type=click.Path(path_type=Path), metavar="FILE")
 @option("--split", metavar="NAME", help="Where the ids of a FILE are looked up. Default: every split of the task.")
-@option(
-    "--judge",
-    type=click.Choice(("split", "official")),
-    default="split",
-    show_default=True,
-    help="Who checks a program of a FILE, as for `run`.",
-)
-@option(
-    "--unsafe-exec/--no-unsafe-exec",
-    is_flag=True,
-    help="Run the programs of a FILE with your own rights, without a sandbox.",
-)
+@sandbox_options
 @data_dir
 @include_path
 def score(
@@ -65,6 +57,7 @@ def score(
     target: Path,
     split: str | None,
     judge: str,
+    container: str,
     unsafe_exec: bool,
     data_dir: Path | None,
     include_path: Sequence[Path],
@@ -88,7 +81,10 @@ def score(
     else:
         outputs = list(_of_file(entry, source, data_dir, split))
         if entry.task.programs:
-            _run_programs(entry.task, rules, outputs, judge=judge, unsafe=unsafe_exec)
+            from qwen_eval.sandbox import Sandbox
+
+            with Sandbox(judge=judge, container=container, unsafe=unsafe_exec) as sandbox:
+                _run_programs(entry.task, rules, outputs, sandbox)
     verdicts = [
         (output.place, each, _verdict(entry.task, each, output))
         for output in tqdm(outputs, desc=name, unit="output", delay=2)
@@ -129,22 +125,18 @@ def _verdict(task: Task, rule: str, output: Output) -> Verdict:
         ) from None
 
 
-def _run_programs(task: Task, rules: Sequence[str], outputs: Sequence[Output], *, judge: str, unsafe: bool) -> None:
-    """Run every distinct program of every output, and keep what became of it. Raises SandboxError, IncompleteError."""
+def _run_programs(task: Task, rules: Sequence[str], outputs: Sequence[Output], sandbox: "Sandbox") -> None:
+    """Run every distinct program of every output, and keep what became of it. Raises IncompleteError."""
     from tqdm import tqdm
 
     from qwen_eval.runner import executed, program_of
-    from qwen_eval.sandbox import Sandbox
 
     found = [
         (output, program)
         for output in outputs
         for program in dict.fromkeys(task.programs[rule](output.text, output.sample) for rule in rules)
     ]
-    with (
-        Sandbox(judge=judge, unsafe=unsafe) as sandbox,
-        tqdm(total=len(found), desc=task.name, unit="program", delay=2) as bar,
-    ):
+    with tqdm(total=len(found), desc=task.name, unit="program", delay=2) as bar:
         for ticket, (_, program) in enumerate(found):
             sandbox.submit(ticket, program_of(program))
         while outcomes := sandbox.collect():

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qwen_eval.sandbox.host import Sandbox
-    from qwen_eval.sandbox.launch import SandboxError
     from qwen_eval.sandbox.program import Outcome, Program
 
-__all__ = ["Outcome", "Program", "Sandbox", "SandboxError"]
+__all__ = ["Outcome", "Program", "Sandbox"]
 
-_HOMES = {"Outcome": "program", "Program": "program", "Sandbox": "host", "SandboxError": "launch"}
+_HOMES = {"Outcome": "program", "Program": "program", "Sandbox": "host"}
 
 
 def __getattr__(name: str) -> Any:

@@ -115,16 +115,27 @@ def _bind(descriptor: int, target: str, *, folder: bool) -> None:
     kernel.mount(f"/proc/self/fd/{descriptor}", target, None, kernel.MS_BIND | kernel.MS_REC)
 
 
-def _make_read_only(below: str) -> None:
-    """Remount every mount below a path read-only; the flags the host has locked must be said again."""
+def _mounts_in(root: str) -> list[str]:
+    """Return where something is mounted in the topmost mount on `root`; what that one hides does not count."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        escaped = [line.split(" ")[4] for line in file]
-    places = [re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), place) for place in escaped]
-    for place in places:
-        if not place.startswith(f"{below}/") or place.startswith(f"{below}/proc"):
+        lines = [line.split(" ")[:5] for line in file]
+    places = {
+        number: re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), place) for number, _, _, _, place in lines
+    }
+    inside = {[number for number, place in places.items() if place == root][-1]}
+    for number, parent, *_ in lines:  # a mount stands behind the one it is mounted in
+        if parent in inside:
+            inside.add(number)
+    return [place for number, place in places.items() if number in inside and place != root]
+
+
+def _make_read_only(root: str) -> None:
+    """Remount every mount in a root read-only; the flags the host has locked must be said again."""
+    for place in _mounts_in(root):
+        if place.startswith(f"{root}/proc"):
             continue
         kept = os.statvfs(place).f_flag & 0x140E  # nosuid, nodev, noexec, noatime, relatime as statvfs numbers them
-        device = place.startswith(f"{below}/dev/")
+        device = place.startswith(f"{root}/dev/")
         flags = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID | _mount_flags(kept)
         kernel.mount("none", place, None, flags | (0 if device else kernel.MS_NODEV))
 

@@ -16,16 +16,15 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-from qwen_eval.errors import UsageError
+from qwen_eval.errors import SandboxError, UsageError
 from qwen_eval.sandbox import wire
-from qwen_eval.sandbox.launch import SandboxError, launch
+from qwen_eval.sandbox.launch import launch
 from qwen_eval.sandbox.program import Outcome, Program, read_test
 from qwen_eval.sandbox.verdict import Report, from_official, from_split
 
-__all__ = ["JUDGES", "RUNGS", "Sandbox"]
+__all__ = ["JUDGES", "Sandbox"]
 
 JUDGES: Final = ("split", "official")
-RUNGS: Final = ("auto", "namespaces")
 
 
 def _usable_processors() -> int:
@@ -36,23 +35,23 @@ class Sandbox:
     """Runs programs nobody trusts. A context manager; `submit` any number, `collect` until it returns nothing."""
 
     def __init__(
-        self, *, judge: str = "split", workers: int | None = None, unsafe: bool = False, rung: str = "auto"
+        self, *, judge: str = "split", workers: int | None = None, unsafe: bool = False, container: str = ""
     ) -> None:
         """Say how programs are judged and isolated; nothing starts before `with`.
 
+        `container` is an engine, "docker" or "podman:IMAGE", for machines that keep namespaces from ordinary users.
         `unsafe` gives up the walls: programs run with the caller's rights, files and network.
         """
         if judge not in JUDGES:
             raise UsageError(f"A judge is one of {', '.join(JUDGES)}, not {judge!r}.")
-        if rung not in RUNGS:
-            raise SandboxError(
-                f"The sandbox has no rung {rung!r}.\nNext: leave it out; namespaces need no other program."
-            )
+        if unsafe and container:
+            raise UsageError("No isolation and a container exclude each other.")
         if workers is not None and workers < 1:
             raise UsageError(f"The sandbox needs at least one worker, not {workers}.")
         self._judge = judge
         self._count = workers or _usable_processors()
         self._unsafe = unsafe
+        self._container = container
         self._waiting: queue.Queue[tuple[int, Program] | None] = queue.Queue()
         self._ready: queue.Queue[tuple[int, Outcome]] = queue.Queue()
         self._in_flight = 0
@@ -61,14 +60,14 @@ class Sandbox:
 
     @property
     def mode(self) -> str:
-        """How programs are isolated, for manifests: "namespaces" or "unsafe"."""
-        return "unsafe" if self._unsafe else "namespaces"
+        """How programs are isolated, for manifests: "namespaces", "docker", "podman" or "unsafe"."""
+        return "unsafe" if self._unsafe else self._container.partition(":")[0] or "namespaces"
 
     def __enter__(self) -> Self:
         """Start the zygote and its workers; SandboxError when no isolation can be had."""
         pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(self._count)]
         try:
-            self._process = launch([theirs for _, theirs in pairs], walls=not self._unsafe)
+            self._process = launch([theirs for _, theirs in pairs], walls=not self._unsafe, engine=self._container)
         except BaseException:
             for ours, _ in pairs:
                 ours.close()
@@ -79,7 +78,19 @@ class Sandbox:
         self._workers = [_Worker(ours, self._waiting, self._ready, self._judge) for ours, _ in pairs]
         for one in self._workers:
             one.start()
+        try:
+            self._probe()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
+
+    def _probe(self) -> None:
+        """Run a program that must pass: a kernel may allow the walls of the zygote and not those of a room."""
+        self.submit(0, Program(source="def one():\n    return 1\n", test="assert one() == 1", entry_point="one"))
+        [(_, outcome)] = self.collect()
+        if not outcome.passed:
+            raise SandboxError(f"No sandbox: a program that does nothing did not pass ({outcome.result}).")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -160,9 +160,18 @@ def _inside(boot: socket.socket, hello: dict[str, Any], controls: list[socket.so
                 running[_fork_worker(index, controls, settings)] = index
 
 
+def _boot(where: str) -> socket.socket:
+    """Return the socket to the harness: a descriptor, or in a container a path to call."""
+    if where.isdigit():
+        return socket.socket(fileno=int(where))
+    boot = socket.socket(socket.AF_UNIX)
+    boot.connect(where)
+    return boot
+
+
 def main() -> None:
     """Read the harness' greeting, make the namespaces, hand over to pid 1 and wait for it."""
-    boot = socket.socket(fileno=int(sys.argv[2]))
+    boot = _boot(sys.argv[2])
     hello, descriptors = wire.receive_job(boot)
     controls = [socket.socket(fileno=descriptor) for descriptor in descriptors]
     stage = "namespaces"

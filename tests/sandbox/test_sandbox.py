@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from qwen_eval.errors import UsageError
-from qwen_eval.sandbox import Outcome, Program, Sandbox, SandboxError, host, launch
+from qwen_eval.errors import SandboxError, UsageError
+from qwen_eval.sandbox import Outcome, Program, Sandbox, host, launch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ADD = "def check(candidate):\n    assert candidate(2, 3) == 5\n"
@@ -284,14 +284,18 @@ def test_what_cannot_be_asked_for() -> None:
 @pytest.mark.parametrize(
     ("files", "user", "expected"),
     [
-        ({"/proc/sys/kernel/apparmor_restrict_unprivileged_userns": "1"}, 1000, "AppArmor .*\nNext: `sudo sysctl"),
+        (
+            {"/proc/sys/kernel/apparmor_restrict_unprivileged_userns": "1"},
+            1000,
+            "AppArmor .*\nNext: a profile .*`sudo sysctl",
+        ),
         (
             {"/proc/sys/kernel/unprivileged_userns_clone": "0"},
             1000,
             "ordinary users.\nNext: `sudo sysctl kernel.unpriv",
         ),
         ({"/proc/sys/user/max_user_namespaces": "0"}, 0, "no user namespaces.\nNext: `sudo sysctl user.max_user"),
-        ({"/.dockerenv": ""}, 0, "container may not make namespaces.\nNext: start it with `--security-opt"),
+        ({"/.dockerenv": ""}, 0, "container may not make namespaces.\nNext: start it with the options"),
         ({}, 0, "The kernel refused"),
     ],
 )

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen_eval.data import Dataset, find_dataset
+from qwen_eval.errors import SandboxError
 from qwen_eval.registry import Entry
-from qwen_eval.sandbox import Program, Sandbox, SandboxError
+from qwen_eval.sandbox import Program, Sandbox
 from qwen_eval.scorers import code
 from qwen_eval.task import Sample
 
