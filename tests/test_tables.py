@@ -91,6 +91,20 @@ def test_csv_has_one_line_a_number() -> None:
     assert float(rows[0]["score"]) == 0.375
 
 
+def test_pass_at_k_of_repeated_code_tasks() -> None:
+    once = {**METRICS, "pass_at": {"1": 0.375}}
+    assert "pass@" not in results([once])
+    often = {**METRICS, "repeats": 12, "pass_at": {"1": 0.375, "10": 0.5}}
+    [title, _, row] = results([often], format="text").split("\n\n")[-2].splitlines()
+    assert title.split() == ["Task", "pass@1", "pass@10", "pass@100"]
+    assert row.split()[-3:] == ["37.5", "50.0", "-"]
+    rows = list(csv.DictReader(io.StringIO(results([often], format="csv"))))
+    assert [(row["name"], row["score"], row["correct"]) for row in rows if "pass@" in row["name"]] == [
+        ("pass@10", "0.5", "")
+    ]
+    assert "pass@" not in results([once], format="csv")
+
+
 def test_repeats_stand_beside_the_number_of_items() -> None:
     repeated = {**METRICS, "repeats": 10}
     row = next(line for line in results([repeated]).splitlines() if line.startswith("mmlu@qwen-chat (mini)"))

@@ -17,9 +17,10 @@ _TABULATE = {"text": "simple", "md": "github", "latex": "latex_booktabs"}
 def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: str = "category") -> str:
     """Return the tables of one or more finished runs.
 
-    First one line a run with its headline rule; then every rule over the same outputs; then, as `by` says, categories
-    or subjects; last, how many golds are known to be wrong. Scores are percentages with their 95 % Wilson interval; n
-    counts items ("164 x 10" where each was asked ten times), the columns after the interval count answers.
+    First one line a run with its headline rule; then every rule over the same outputs; then pass@k, where a code task
+    was asked several times; then, as `by` says, categories or subjects; last, how many golds are known to be wrong.
+    Scores are percentages with their 95 % Wilson interval; n counts items ("164 x 10" where each was asked ten times),
+    the columns after the interval count answers.
     `csv` is one long table, `json` the metrics themselves.
     """
     if format == "json":
@@ -37,6 +38,8 @@ def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: s
     if several:
         rules = [_part(each, name, "Rule", part) for each in several for name, part in each["rules"].items()]
         parts.append(draw(rules, format))
+    if drawn := [row for each in metrics if (row := _pass_at(each))]:
+        parts.append(draw(drawn, format))
     for each in metrics:
         parts += _parts_of(each, format, by)
     if format != "latex":
@@ -104,6 +107,14 @@ def _headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _pass_at(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of pass@k, for a code task whose items were asked more than once; "-" where there are fewer answers."""
+    known = metrics.get("pass_at", {})
+    if metrics.get("repeats", 1) == 1 or not known:
+        return {}
+    return {"Task": _name(metrics), **{f"pass@{k}": _percent(known.get(str(k))) for k in (1, 10, 100)}}
+
+
 def _part(metrics: Mapping[str, Any], name: str, label: str, part: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "Task": _name(metrics),
@@ -143,6 +154,10 @@ def _long(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             headline = rule == each["rule"]
             more = {"headline": headline, **(counts if headline else {})}
             rows.append({**common, "part": "all", "name": "", "rule": rule, **part, **more, **last})
+        for k, score in each.get("pass_at", {}).items():
+            if k != "1":  # that is the score
+                part = {**nothing, "correct": None, "n": each["n"], "score": score}
+                rows.append({**common, "part": "all", "name": f"pass@{k}", "rule": each["rule"], **part, **last})
         for kind, key in (("category", "categories"), ("subject", "groups")):
             rows += [
                 {**common, "part": kind, "name": name, "rule": each["rule"], **part, **last}
