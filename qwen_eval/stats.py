@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import NormalDist
 
 __all__ = [
     "Difference",
@@ -23,7 +24,6 @@ __all__ = [
     "wilson",
 ]
 
-Z_TWO_SIDED_5 = 1.959964
 Z_ONE_SIDED_5 = 1.6449
 Z_POWER_80 = 0.8416
 FEW = 5
@@ -32,15 +32,15 @@ RESAMPLES = 9999
 """Of a permutation test whose permutations are too many to try all."""
 
 
-def wilson(score: float, n: float) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a proportion `score` of `n` items, as fractions (Wilson 1927).
+def wilson(score: float, n: float, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the Wilson score interval of a proportion `score` of `n` items, as fractions (Wilson 1927).
 
     Unlike the normal approximation it is never of width zero and stays inside [0, 1]. `n` need not be whole: a weighted
     mean has an `effective_size`. Raises ValueError for n not above 0.
     """
     if n <= 0:
         raise ValueError(f"expected n above 0, found {n}")
-    z = Z_TWO_SIDED_5
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
     middle = (score + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(score * (1 - score) / n + z**2 / (4 * n**2))
     return max(0.0, middle - half), min(1.0, middle + half)

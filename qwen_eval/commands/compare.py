@@ -13,7 +13,7 @@ from qwen_eval.errors import StoreError, UsageError
 from qwen_eval.report.comparison import Run, lines, table
 from qwen_eval.reported import models, notes, reported
 
-__all__ = ["compare"]
+__all__ = ["comparable", "compare", "with_task"]
 
 NEEDED: dict[str, type] = {
     "task": str,
@@ -64,11 +64,11 @@ def compare(*, names: Sequence[str], paths: Sequence[Path], by: str, format: str
             "Next: `python -m qwen_eval compare --reported list` names every model that has some."
         )
     rows = [row for name in dict.fromkeys(names) for row in reported(name)]
-    runs = [_with_task(metrics) for metrics in _comparable(paths or [Path("results")])]
+    runs = [with_task(metrics) for metrics in comparable(paths or [Path("results")])]
     click.echo(table(lines(runs, rows, by=by), notes(), format=format))
 
 
-def _comparable(paths: Sequence[Path]) -> list[dict[str, Any]]:
+def comparable(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Return the metrics of every finished run beneath the paths, without those on the small sets, which are named."""
     files = list(dict.fromkeys(file for path in paths for file in _found(path)))
     if not files:
@@ -116,7 +116,7 @@ def _read(file: Path) -> dict[str, Any]:
     return dict(metrics)
 
 
-def _with_task(metrics: dict[str, Any]) -> Run:
+def with_task(metrics: dict[str, Any]) -> Run:
     """Add what the task file knows of a run: whether its protocol is for chat models, and the items of the split."""
     files = registry.find()
     if metrics["task"] not in files:
