@@ -12,7 +12,7 @@ from qwen_eval.errors import IncompleteError, UsageError
 from qwen_eval.results import read_metrics, read_records
 from qwen_eval.stats import Difference, difference
 
-__all__ = ["Flip", "Pair", "find_runs", "pair", "pairs"]
+__all__ = ["Flip", "Pair", "check", "find_runs", "pair", "pairs", "sample_scores"]
 
 SAME = ("task", "protocol", "split", "shots", "mini", "dataset", "prompts", "published_truncation", "sampling")
 """What two runs must have in common for their answers to stand beside each other, fields within fields included."""
@@ -82,7 +82,7 @@ def pair(baseline: Path, candidate: Path, *, rule: str | None = None, cluster: b
                 f"{path}: this run has no score ({metrics.get('errors', 0):,} errors).\n"
                 "Next: the same `run` command again asks what is missing."
             )
-    _check(baseline, before, candidate, after)
+    check(baseline, before, candidate, after)
     shared = [name for name in before["rules"] if name in after["rules"]]
     chosen = rule or before["rule"]
     if chosen not in shared:
@@ -97,9 +97,11 @@ def pair(baseline: Path, candidate: Path, *, rule: str | None = None, cluster: b
     return _paired(before, after, chosen, old, new, cluster=cluster)
 
 
-def _check(baseline: Path, before: Mapping[str, Any], candidate: Path, after: Mapping[str, Any]) -> None:
-    """Refuse runs that asked different things. What is not known of an imported run cannot differ."""
-    for field in SAME:
+def check(
+    baseline: Path, before: Mapping[str, Any], candidate: Path, after: Mapping[str, Any], fields: Sequence[str] = SAME
+) -> None:
+    """Refuse runs that asked different things: UsageError. What is not known of an imported run cannot differ."""
+    for field in fields:
         for name, was, now in _differing(field, before.get(field), after.get(field)):
             unknown = (was is None and before.get("imported")) or (now is None and after.get("imported"))
             if not unknown:
@@ -152,6 +154,11 @@ def _paired(
         identical=all(_outputs(old[sample]) == _outputs(new[sample]) for sample in old),
         clusters=tuple(str(records[0].get("group") or sample) for sample, records in old.items()) if cluster else None,
     )
+
+
+def sample_scores(run: Path, rule: str) -> dict[str, float]:
+    """Return the score of every sample of a run by one of its rules, the mean over its repeats."""
+    return {sample: _score(records, rule) for sample, records in _by_sample(run).items()}
 
 
 def _in_order(records: Mapping[str, Any], order: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ def write_run(
     path: Path,
     correct: Sequence[bool | Sequence[bool]],
     *,
-    groups: Sequence[str] | None = None,
+    subjects: Sequence[str] | None = None,
     texts: Sequence[str] | None = None,
     **fields: Any,
 ) -> Path:
@@ -38,7 +38,7 @@ def write_run(
     metrics.setdefault("rules", {rule: {**part, "score": metrics["score"]}})
     lines = []
     for number, answers in enumerate(repeats):
-        group = groups[number] if groups else ""
+        group = subjects[number] if subjects else ""
         for repeat, right in enumerate(answers):
             text = texts[number] if texts else f"{path} {number} {repeat}"
             verdict = {"correct": right, "extracted": "5" if right else "6"}

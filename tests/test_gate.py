@@ -176,9 +176,11 @@ def test_repeats_are_averaged_and_may_differ_in_number(tmp_path: Path) -> None:
 
 def test_a_macro_average_weighs_groups_alike(tmp_path: Path) -> None:
     groups = ["a"] * 2 + ["b"] * 4
-    old = write_run(tmp_path / "old", [True, False, True, True, True, True], groups=groups, average="macro", score=0.75)
+    old = write_run(
+        tmp_path / "old", [True, False, True, True, True, True], subjects=groups, average="macro", score=0.75
+    )
     new = write_run(
-        tmp_path / "new", [True, True, False, True, True, True], groups=groups, average="macro", score=0.875
+        tmp_path / "new", [True, True, False, True, True, True], subjects=groups, average="macro", score=0.875
     )
     assert pair(old, new).difference.value == pytest.approx((0.5 - 0.25) / 2)
     assert pair(old, new, cluster=True).difference.freedom == 1

@@ -11,7 +11,7 @@ __all__ = ["BY", "FORMATS", "draw", "results"]
 
 FORMATS = ("text", "md", "csv", "json", "latex")
 BY = ("task", "category", "subject")
-_TABULATE = {"text": "simple", "md": "github", "latex": "latex_booktabs"}
+_TABULATE = {"text": "simple", "md": "github", "latex": "latex_booktabs", "html": "unsafehtml"}
 
 
 def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: str = "category") -> str:

@@ -1,14 +1,15 @@
 """The gate's decisions for people and for machines: a table, Markdown, JUnit XML, JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
 from qwen_eval.gate import Decision, Report
 from qwen_eval.paired import Flip, Pair
 from qwen_eval.report.tables import draw
+from qwen_eval.stats import holm, pooled
 
-__all__ = ["changed", "flips", "junit", "markdown", "record", "text"]
+__all__ = ["changed", "differences", "flips", "junit", "markdown", "record", "text"]
 
 
 def text(report: Mapping[str, Any], *, format: str = "text") -> str:
@@ -117,6 +118,36 @@ def _score(value: float | None) -> str:
 
 def _points(value: float | None) -> str:
     return "-" if value is None else f"{100 * value + 0.0:+.2f}"
+
+
+def differences(found: Sequence[Pair], *, format: str = "text") -> str:
+    """Return paired comparisons as a table: 95 % intervals, p-values alone and corrected for their number (Holm)."""
+    corrected = holm([each.difference.p for each in found])
+    rows = []
+    for each, p in zip(found, corrected, strict=True):
+        own = each.difference
+        low, high = own.interval()
+        rows.append(
+            {
+                "Task": each.name,
+                "Model": each.candidate["model"]["name"],
+                "n": f"{own.n:,}",
+                "Baseline": _score(each.means[0]),
+                "Candidate": _score(each.means[1]),
+                "Difference": _points(own.value),
+                "95 % interval": f"{_points(low)} to {_points(high)}",
+                "p": f"{own.p:.3g}",
+                "p (Holm)": f"{p:.3g}",
+                "Won, lost, tied": f"{own.wins:,}, {own.losses:,}, {own.ties:,}",
+            }
+        )
+    body = draw(rows, format)
+    if len(found) == 1 or format == "csv":
+        return body
+    together = pooled([each.difference for each in found])
+    low, high = together.interval()
+    reach = f"{_points(low)} to {_points(high)}"
+    return f"{body}\n\nMean over these: {_points(together.value)} ({reach}), p = {together.p:.3g}."
 
 
 def changed(pair: Pair) -> list[Flip]:
