@@ -14,6 +14,7 @@ from qwen_eval import __version__
 from qwen_eval.commands.compare import compare
 from qwen_eval.commands.data import data
 from qwen_eval.commands.gate import gate
+from qwen_eval.commands.repair import repair
 from qwen_eval.commands.run import run
 from qwen_eval.commands.sandbox import sandbox
 from qwen_eval.commands.score import score
@@ -36,7 +37,7 @@ def cli() -> None:
     """Evaluate language-model checkpoints: published prompts, published scoring rules, and how sure a score is."""
 
 
-for command in (run, tasks, score, compare, gate, data, sandbox):
+for command in (run, tasks, score, compare, gate, data, sandbox, repair):
     cli.add_command(command)
 
 

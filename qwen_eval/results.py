@@ -10,29 +10,45 @@
 A torn last line (a killed writer) is dropped and asked again; a damaged line before it is refused with its number.
 """
 
+import errno
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from qwen_eval.errors import StoreError, UsageError
 from qwen_eval.task import Answer, Chosen, Execute, Executed, Generated, Measured, Request
 
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
 __all__ = [
+    "DAMAGED",
+    "DERIVED",
     "RunFolder",
     "StoredAnswer",
+    "locked",
     "read_answers",
+    "read_manifest",
     "read_metrics",
     "read_records",
     "request_hash",
+    "unwritable",
+    "write_bytes",
     "write_json",
-    "write_text",
 ]
+
+DERIVED = ("metrics.json", "submission.json", "records.jsonl")
+"""What the answers decide. metrics.json goes first: a folder without it is no finished run."""
+DAMAGED = (ValueError, KeyError, TypeError, StopIteration, RecursionError)
+"""What reading a line raises where it is not one of ours."""
 
 KINDS: dict[str, type[Answer]] = {
     "generated": Generated,
@@ -43,6 +59,8 @@ KINDS: dict[str, type[Answer]] = {
 MAY_GROW = ("samples", "repeats")
 """The manifest fields that a later session may raise: how many samples are in the run, how often each is asked. With
 --deterministic none: what is computed together follows from both."""
+NO_CHANGE = ("model.name",)
+"""A renamed checkpoint is the same model: its fingerprint says which one it is."""
 EARLIER: Mapping[str, Any] = {"sampling": None, "repeats": 1, "deterministic": False}
 """What holds for a run that was written before its manifest had these fields."""
 
@@ -65,7 +83,12 @@ def sealed(content: dict[str, Any]) -> str:
 def unsealed(line: str) -> dict[str, Any]:
     """Return what a sealed line holds. Raises ValueError when it is not whole."""
     content = json.loads(line)
-    if not isinstance(content, dict) or content.pop("sum", None) != checksum(content):
+    if not isinstance(content, dict):
+        raise ValueError("not an object")
+    found = content.pop("sum", None)
+    # Without the checksum, the line itself is the text it was taken of; writing that text anew takes twice as long.
+    hashed = line.replace(f',"sum":"{found}"', "", 1).encode("utf-8", "surrogatepass")
+    if hashlib.sha256(hashed).hexdigest()[:16] != found and checksum(content) != found:
         raise ValueError("the checksum does not fit")
     return content
 
@@ -130,27 +153,16 @@ class RunFolder:
         self.answers: dict[tuple[str, int, int], StoredAnswer] = {}
 
     def __enter__(self) -> Self:
-        from filelock import FileLock, Timeout
-
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / ".lock", timeout=0)
-            self._lock.acquire()
-        except Timeout:
-            raise StoreError(
-                f"{self.path}: another process is writing this run.\nNext: wait for it, or use another --output-dir."
-            ) from None
         except OSError as error:
-            raise UsageError(
-                f"{self.path}: expected a folder that can be written, found none ({error.strerror})."
-            ) from None
+            raise unwritable(self.path, error) from None
+        self._lock = locked(self.path)
         try:
             self._begin()
         except OSError as error:
             self._lock.release()
-            raise UsageError(
-                f"{error.filename or self.path}: expected a file that can be read and written ({error.strerror})."
-            ) from None
+            raise unwritable(Path(error.filename or self.path), error) from None
         except BaseException:
             self._lock.release()
             raise
@@ -166,15 +178,18 @@ class RunFolder:
         """Write answers and make them durable. On a full disk the file ends at its last whole line; StoreError."""
         stored = list(answers)
         before = os.fstat(self._file).st_size
-        content = memoryview("".join(answer.line() for answer in stored).encode("utf-8", "surrogatepass"))
+        content = "".join(answer.line() for answer in stored).encode("utf-8", "surrogatepass")
+        rest = memoryview(content)
         try:
-            while content:
-                content = content[os.write(self._file, content) :]
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
             os.fsync(self._file)
         except OSError as error:
-            os.ftruncate(self._file, before)
+            with suppress(OSError):
+                written = os.fstat(self._file).st_size - before
+                os.ftruncate(self._file, before + content.rfind(b"\n", 0, written) + 1)
             raise StoreError(
-                f"{self.path / 'answers.jsonl'}: cannot be written ({error.strerror}). Everything before this batch is "
+                f"{self.path / 'answers.jsonl'}: cannot be written ({error.strerror}). Every whole line before that is "
                 "kept.\nNext: make room, then run the same command again; it resumes."
             ) from None
         self.answers |= {answer.key: answer for answer in stored}
@@ -183,49 +198,52 @@ class RunFolder:
         self, records: Iterable[dict[str, Any]], metrics: Mapping[str, Any], *, submission: object | None = None
     ) -> None:
         """Write records.jsonl, the leaderboard's submission.json where there is one, and, last, metrics.json."""
-        write_text(self.path / "records.jsonl", "".join(sealed(record) for record in records))
+        lines = "".join(sealed(record) for record in records)
+        write_bytes(self.path / "records.jsonl", lines.encode("utf-8", "surrogatepass"))
         if submission is not None:
             write_json(self.path / "submission.json", submission)
         write_json(self.path / "metrics.json", metrics)
 
     def add_timing(self, session: Mapping[str, Any]) -> None:
-        """Append one session to timing.json."""
+        """Append one session to timing.json. A damaged file is begun anew: nothing follows from it."""
         file = self.path / "timing.json"
         try:
             sessions = json.loads(file.read_text(encoding="utf-8"))["sessions"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, *DAMAGED):
             sessions = []
-        write_json(file, {"sessions": [*sessions, session]})
+        write_json(file, {"sessions": [*(sessions if isinstance(sessions, list) else []), session]})
 
     def _begin(self) -> None:
         if self.overwrite:
-            for file in self.path.iterdir():
+            # The manifest last: killed in between, what is left is still this run.
+            for file in sorted(self.path.iterdir(), key=lambda file: file.name == "manifest.json"):
                 if file.name != ".lock":
                     shutil.rmtree(file) if file.is_dir() else file.unlink()
-        self._check_manifest()
+        grows = self._grows()
         file = self.path / "answers.jsonl"
         whole = 0
         if file.exists():
             stored, whole = read_answers(file)
             self.answers = {answer.key: answer for answer in stored}
+        if grows:
+            # What was derived from the smaller run is not its result any more.
+            for name in DERIVED:
+                (self.path / name).unlink(missing_ok=True)
+        write_json(self.path / "manifest.json", self.manifest)
         self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         os.ftruncate(self._file, whole)
-        write_json(self.path / "manifest.json", self.manifest)
 
-    def _check_manifest(self) -> None:
-        file = self.path / "manifest.json"
-        if not file.exists():
-            if (self.path / "answers.jsonl").exists():
-                raise StoreError(f"{file}: missing beside answers.jsonl, so nobody can say what these answers are.")
-            return
-        try:
-            before = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(before, dict):
-                raise ValueError("no object")
-        except ValueError as error:
-            raise StoreError(f"{file}: expected a JSON object, found something else ({error}).") from None
+    def _grows(self) -> bool:
+        """Return whether the folder holds a smaller run. Raises UsageError for another one, StoreError for damage."""
+        before = read_manifest(self.path)
+        if before is None:
+            return False
         may_grow = () if self.manifest.get("deterministic") else MAY_GROW
-        differences = list(_differences({**EARLIER, **before}, {**EARLIER, **self.manifest}))
+        differences = [
+            difference
+            for difference in _differences({**EARLIER, **before}, {**EARLIER, **self.manifest})
+            if difference[0] not in NO_CHANGE
+        ]
         changed = [
             (name, was, now)
             for name, was, now in differences
@@ -241,10 +259,48 @@ class RunFolder:
                 f"{f' (also changed: {others})' if others else ''}.\n"
                 "Next: repeat the earlier command, or choose another --output-dir, or start over with --overwrite."
             )
-        if differences:
-            # The run grows: what was derived from the smaller one is not its result any more.
-            for name in ("metrics.json", "records.jsonl"):
-                (self.path / name).unlink(missing_ok=True)
+        return bool(differences)
+
+
+def locked(run: Path) -> "BaseFileLock":
+    """Return the lock of a run folder, held. Raises StoreError where another process holds it.
+
+    It is the system's lock on an open file, so a killed process frees it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(run / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise StoreError(
+            f"{run}: another process is writing this run.\nNext: wait for it, or use another --output-dir."
+        ) from None
+    except OSError as error:
+        raise unwritable(run, error) from None
+    return lock
+
+
+def read_manifest(run: Path) -> dict[str, Any] | None:
+    """Return the manifest of a run folder, None where nothing has begun. Raises StoreError where it is damaged."""
+    file = run / "manifest.json"
+    if not file.exists():
+        if (run / "answers.jsonl").exists():
+            raise StoreError(
+                f"{file}: missing beside answers.jsonl, so nobody can say what these answers are.\n"
+                "Next: restore the file from a copy, or start over with --overwrite."
+            )
+        return None
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise ValueError("no object")
+    except (ValueError, RecursionError) as error:
+        raise StoreError(
+            f"{file}: expected a JSON object, found something else ({error}).\n"
+            "Next: restore the file from a copy, or start over with --overwrite."
+        ) from None
+    return manifest
 
 
 def read_answers(file: Path) -> tuple[list[StoredAnswer], int]:
@@ -256,10 +312,11 @@ def read_answers(file: Path) -> tuple[list[StoredAnswer], int]:
     for number, line in enumerate(lines, 1):
         try:
             answers.append(StoredAnswer.parse(line.decode("utf-8", "surrogatepass")))
-        except (ValueError, KeyError, TypeError, StopIteration) as error:
+        except DAMAGED as error:
             raise StoreError(
                 f"{file}, line {number}: this answer is damaged ({error or 'not an answer'}).\n"
-                "Next: restore the file from a copy, or start over with --overwrite."
+                f"Next: `python -m qwen_eval repair {shlex.quote(str(file.parent))}` moves damaged lines aside; then "
+                "the same `run` command asks only what is missing."
             ) from None
     return answers, len(content) - len(torn)
 
@@ -270,10 +327,11 @@ def read_metrics(run: Path) -> dict[str, Any]:
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
         if {"n", "task"} <= metrics.keys() and (run / "records.jsonl").is_file():
             return dict(metrics)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         pass
     raise StoreError(
-        f"{run}: expected a finished run with records.jsonl and metrics.json, found none.\nNext: finish the run."
+        f"{run}: expected a finished run with records.jsonl and metrics.json, found none.\n"
+        "Next: finish the run: the same `run` command again writes both anew from the answers."
     )
 
 
@@ -287,34 +345,51 @@ def read_records(run: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[: -1 if not lines[-1] else None], 1):
         try:
             records.append(unsealed(line.decode("utf-8", "surrogatepass")))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(
                 f"{file}, line {number}: this record is damaged ({error}).\n"
                 "Next: the same `run` command again writes the records anew from the answers."
             ) from None
     if len(records) != expected:
-        raise StoreError(f"{file}: expected {expected:,} records, found {len(records):,}.")
+        raise StoreError(
+            f"{file}: expected {expected:,} records, found {len(records):,}.\n"
+            "Next: the same `run` command again writes the records anew from the answers."
+        )
     return records
 
 
 def write_json(file: Path, value: object) -> None:
     """Write JSON for people and programs (sorted, indented), atomically."""
-    write_text(file, json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
+    text = json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+    write_bytes(file, text.encode("utf-8", "surrogatepass"))
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a file atomically: whole under its name, or not at all. Raises StoreError when it cannot be written."""
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a file atomically: whole under its name, or not at all. Raises what `unwritable` returns."""
     partial = file.with_name(f".{file.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8", errors="surrogatepass", newline="") as stream:
-            stream.write(text)
+        with partial.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(file)
     except OSError as error:
-        raise StoreError(
-            f"{file}: cannot be written ({error.strerror}).\nNext: make room or give write permission, then run again."
-        ) from None
+        with suppress(OSError):
+            partial.unlink()
+        raise unwritable(file, error) from None
+
+
+def unwritable(path: Path, error: OSError) -> StoreError | UsageError:
+    """Return the error for a path that cannot be written: a disk that is full or fails, or a wrong path or right."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        return StoreError(
+            f"{path}: cannot be written ({error.strerror}). What was answered is kept.\n"
+            "Next: make room, then run the same command again; it resumes."
+        )
+    return UsageError(
+        f"{path}: expected a path that can be written ({error.strerror}).\n"
+        "Next: give write permission, or choose another --output-dir."
+    )
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterable[tuple[str, Any, Any]]:

@@ -7,6 +7,7 @@ is asked twice. Only a deterministic run works in chunks, and asks again what is
 is not answered yet.
 """
 
+import itertools
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,9 @@ CHUNK = 256
 more prefixes; but one that is not answered costs the whole chunk again. A run can only be resumed with the same number.
 """
 
+
+TICKETS = itertools.count()
+"""No ticket is given twice in a process: what one task leaves behind is not taken for an answer to the next."""
 
 # ---------------------------------------------------------------------------------------------------------- stopping
 
@@ -98,7 +102,8 @@ def executed(request: Execute, outcome: "Outcome") -> Executed | Failed:
 class _Running:
     """One repeat of a sample in flight: its dialogue, the answers it has received, two hashes.
 
-    They are those of its first request, without sampling, and of its open one.
+    They are those of its first request, without sampling, and of its open one. `fresh` is whether some answer came in
+    this session.
     """
 
     sample: Sample
@@ -107,6 +112,7 @@ class _Running:
     prompt_hash: str = ""
     asked: str = ""
     answers: list[Answer] = field(default_factory=list)
+    fresh: bool = False
 
     @property
     def place(self) -> tuple[str, int]:
@@ -172,14 +178,15 @@ class _Session:
     def look_up(self, each: _Running, request: Request | Execute) -> tuple[Request | Execute, StoredAnswer | None]:
         """Return a dialogue's next request as it is put, and its stored answer. Raises StoreError.
 
-        A program that is not the one that was run at this place (a rule has changed since) is run again.
+        A program that is not the one that was run at this place (a rule has changed since) is run again. So is what
+        followed another answer than the one that came now, in place of a lost one.
         """
         each.prompt_hash = each.prompt_hash or request_hash(request)
         request = self.plan.with_sampling(request, each.sample, each.repeat, len(each.answers))
         each.asked = request_hash(request)
         stored = self.folder.answers.get(each.key)
         if stored is not None and stored.request != each.asked:
-            if isinstance(request, Execute):
+            if isinstance(request, Execute) or each.fresh:
                 return request, None
             raise StoreError(
                 f"{self.folder.path}: the stored answer of sample {each.sample.id} belongs to another prompt.\n"
@@ -222,7 +229,8 @@ class _Session:
             yield from self.model.collect()
         if self.sandbox is not None and self.executing:
             for ticket, outcome in self.sandbox.collect(timeout=0 if model_works else None):
-                yield ticket, executed(self.executing.pop(ticket), outcome)
+                if ticket in self.executing:
+                    yield ticket, executed(self.executing.pop(ticket), outcome)
 
     def finish(self, ticket: int, each: _Running, answer: Answer) -> None:
         """Score a sample whose dialogue is over."""
@@ -247,6 +255,8 @@ class _Session:
         new: list[StoredAnswer] = []
         answered: list[tuple[int, Answer]] = []
         for ticket, answer in self.ready():
+            if ticket not in self.running:
+                continue  # asked for an earlier task that broke off
             each = self.running[ticket]
             stored = self.folder.answers.get(each.key)
             if stored is not None and stored.request == each.asked:
@@ -256,6 +266,7 @@ class _Session:
                 self.failures[each.place] = answer.reason
                 del self.running[ticket]
             else:
+                each.fresh = True
                 new.append(StoredAnswer(each.sample.id, len(each.answers), each.asked, answer, each.repeat))
                 answered.append((ticket, answer))
         self.folder.append(new)
@@ -310,7 +321,7 @@ def run(
 
 def _chunks(plan: Plan) -> Iterator[list[tuple[int, Sample, int]]]:
     """Yield what is in flight at once, as tickets, samples and repeats: everything, or a deterministic run's chunks."""
-    places = [(ticket, sample, repeat) for ticket, (sample, repeat) in enumerate(plan.repeated())]
+    places = [(next(TICKETS), sample, repeat) for sample, repeat in plan.repeated()]
     size = CHUNK * plan.repeats if plan.deterministic else len(places)
     for begin in range(0, len(places), max(1, size)):
         yield places[begin : begin + size]

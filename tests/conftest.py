@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from qwen_eval import registry
+from qwen_eval.cli import main
 from qwen_eval.data import Dataset, mini_dataset
 from qwen_eval.registry import Entry
 
@@ -53,6 +54,26 @@ def mini(entries: dict[str, Entry]) -> Callable[[str], Dataset]:
         return mini_dataset(entries[name].task.data, entries[name].folder)
 
     return load
+
+
+@pytest.fixture
+def cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Call the command line in an empty folder; returns exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str, **settings: str) -> tuple[int, str, str]:
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["qwen_eval", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err, err
+        return int(end.value.code or 0), out, err
+
+    return call
 
 
 @pytest.fixture

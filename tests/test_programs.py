@@ -381,6 +381,7 @@ def test_the_manifest_says_how_programs_were_run_and_another_judge_is_another_ru
     manifests = {file.parent.name: json.loads(file.read_text()) for file in tmp_path.rglob("manifest.json")}
     assert manifests["humaneval@standard"]["sandbox"] == {"mode": "fake", "judge": "split"}
     assert "sandbox" not in manifests["gsm8k@qwen-chat-mini"]
+    words[1] = "humaneval@standard"
     with pytest.raises(UsageError, match=r"sandbox\.judge was 'split' and is now 'official'"):
         CliRunner().invoke(run_command, [*words, "--judge", "official"], catch_exceptions=False)
 

@@ -329,7 +329,9 @@ class RoundingModel(ScriptedModel):
         self.history = ""
 
     def collect(self) -> Sequence[tuple[int, Answer | Failed]]:
-        self.history = hashlib.sha256((self.history + repr(list(self._queue)[: self.batch])).encode()).hexdigest()
+        self.history = hashlib.sha256(
+            (self.history + repr([request for _, request in self._queue][: self.batch])).encode()
+        ).hexdigest()
         rounded = int(self.history, 16) % 1000
         self.after -= 1
         if self.stop is not None:

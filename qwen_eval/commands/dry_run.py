@@ -7,28 +7,28 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from qwen_eval.models.base import Model
-    from qwen_eval.plan import Plan
+    from qwen_eval.commands.evaluate import Planned
 
 __all__ = ["print_dry_run", "shared_length"]
 
 
-def print_dry_run(plans: Sequence["Plan"], engine: "Model", format: str) -> None:
-    """Print one line a plan: items, prompt tokens, tokens after sharing prefixes, the detectable difference."""
+def print_dry_run(planned: Sequence["Planned"], format: str) -> None:
+    """Print a line a model and plan: items, prompt tokens, those after sharing prefixes, the detectable difference."""
     from tqdm import tqdm
 
     from qwen_eval.report.tables import draw
     from qwen_eval.stats import detectable_difference
 
     rows = []
-    for plan in plans:
+    for asked, plan in [(each, plan) for each in planned for plan in each.plans]:
         interval = 0.5 if sys.stderr.isatty() else 15
         requests = list(plan.first_requests())
         bar = tqdm(requests, desc=plan.name, unit="prompt", leave=False, mininterval=interval)
-        prompts = [engine.prompt_tokens(request) for _, request in bar]
+        prompts = [asked.model.prompt_tokens(request) for _, request in bar]
         rows.append(
             {
                 "Task": plan.name,
+                **({"Model": asked.name} if len(planned) > 1 else {}),
                 "Shots": plan.shots,
                 "Items": f"{len(plan.samples):,} of {plan.total:,}" + (f" x {plan.repeats}" * (plan.repeats > 1)),
                 "Prompt tokens": f"{sum(map(len, prompts)) * plan.repeats:,}",

@@ -17,7 +17,7 @@ from qwen_eval.paired import Pair, pairs
 from qwen_eval.report.comparison import lines
 from qwen_eval.report.verdict import changed, flips, junit, markdown, record, text
 from qwen_eval.reported import reported as published
-from qwen_eval.results import write_json, write_text
+from qwen_eval.results import write_bytes, write_json
 
 __all__ = ["gate"]
 
@@ -139,8 +139,8 @@ def _write(folder: Path, found: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--output {folder}: cannot be made ({error.strerror}).") from None
-    write_text(folder / "gate.xml", junit(found))
-    write_text(folder / "gate.md", markdown(found))
+    write_bytes(folder / "gate.xml", junit(found).encode())
+    write_bytes(folder / "gate.md", markdown(found).encode())
     write_json(folder / "gate.json", found)
     summary = os.environ.get("GITHUB_STEP_SUMMARY")
     if summary:

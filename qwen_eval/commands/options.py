@@ -13,6 +13,7 @@ from qwen_eval.report.tables import FORMATS
 __all__ = [
     "BatchSize",
     "Limit",
+    "Models",
     "data_dir",
     "include_path",
     "load_config",
@@ -104,6 +105,13 @@ class Limit(click.ParamType[int | float]):
         if number <= 0 or (isinstance(number, float) and number > 1):
             self.fail(f"expected at least 1 sample, or a share above 0 and up to 1.0, found {text}.", param, ctx)
         return number
+
+
+class Models(click.ParamType[str]):
+    """One or more models, separated by commas. A variable is taken whole: paths may have spaces in them."""
+
+    name = "MODEL,…"
+    envvar_list_splitter = "\0"
 
 
 class BatchSize(click.ParamType[int | None]):

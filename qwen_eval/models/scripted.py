@@ -43,6 +43,10 @@ class ScriptedModel:
     def forget(self) -> None:
         """Nothing is remembered."""
 
+    def unload(self) -> None:
+        """Drop what is queued; there are no weights."""
+        self._queue.clear()
+
     def render(self, prompt: Prompt) -> str:
         """Return plain text as it is, conversations as ChatML."""
         return prompt if isinstance(prompt, str) else chatml(prompt.turns)

@@ -26,28 +26,35 @@ def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: s
     if format == "json":
         return json.dumps(list(metrics), ensure_ascii=False, indent=1, sort_keys=True)
     if format == "csv":
-        return draw(_long(metrics), format)
+        return draw(_long(_told_apart(metrics)), format)
+    metrics = _told_apart(metrics)
     headlines = [_headline(each) for each in metrics]
     parts = [draw(headlines, format)]
-    if format == "text" and len({row["Model"] for row in headlines}) == 1:
+    models = {row["Model"] for row in headlines}
+    if format == "text" and len(models) == 1:
         # A terminal is narrow: the one model stands above the table, not in every row.
         model = headlines[0]["Model"]
         rows = [{name: value for name, value in row.items() if name != "Model"} for row in headlines]
         parts = [f"{model}, {metrics[0]['model']['dtype']}", draw(rows, format)]
     several = [each for each in metrics if len(each["rules"]) > 1]
     if several:
-        rules = [_part(each, name, "Rule", part) for each in several for name, part in each["rules"].items()]
+        rules = [
+            _of_model(each, len(models), _part(each, name, "Rule", part))
+            for each in several
+            for name, part in each["rules"].items()
+        ]
         parts.append(draw(rules, format))
-    if rows := [row for each in metrics for row in _pass_at(each)]:
+    if rows := [_of_model(each, len(models), row) for each in metrics for row in _pass_at(each)]:
         parts.append(draw(rows, format))
     for each in metrics:
-        parts += _parts_of(each, format, by)
+        if rows := _parts_of(each, by):
+            parts.append(draw([_of_model(each, len(models), row) for row in rows], format))
     if format != "latex":
-        parts += [
+        parts += dict.fromkeys(
             f"{_name(each)}: {each['bad_golds']} of the {each['n']:,} golds are known to be wrong (EVALUATION.md)."
             for each in metrics
             if each["bad_golds"]
-        ]
+        )
     return "\n\n".join(parts)
 
 
@@ -74,6 +81,24 @@ def draw(rows: Sequence[Mapping[str, Any]], format: str = "text") -> str:
 
 def _name(metrics: Mapping[str, Any]) -> str:
     return f"{metrics['task']}@{metrics['protocol']}{' (mini)' if metrics['mini'] else ''}"
+
+
+def _told_apart(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Add the fingerprint to the name of a model where another model has the same name."""
+    prints: dict[str, set[str]] = {}
+    for each in metrics:
+        prints.setdefault(each["model"]["name"], set()).add(each["model"].get("fingerprint", ""))
+    return [
+        {**each, "model": {**model, "name": f"{model['name']} ({model['fingerprint'][:8]})"}}
+        if len(prints[(model := each["model"])["name"]]) > 1
+        else each
+        for each in metrics
+    ]
+
+
+def _of_model(metrics: Mapping[str, Any], models: int, row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of a table with its model in it, where there are several."""
+    return {"Model": metrics["model"]["name"], **row} if models > 1 else row
 
 
 def _percent(value: float | None) -> str:
@@ -127,14 +152,14 @@ def _part(metrics: Mapping[str, Any], name: str, label: str, part: Mapping[str, 
     }
 
 
-def _parts_of(metrics: Mapping[str, Any], format: str, by: str) -> list[str]:
+def _parts_of(metrics: Mapping[str, Any], by: str) -> list[dict[str, Any]]:
     label, key = {"category": ("Category", "categories"), "subject": ("Subject", "groups")}.get(by, ("", ""))
     if not key or not metrics[key]:
         return []
     rows = [_part(metrics, name, label, part) for name, part in metrics[key].items()]
     rows.append(_part(metrics, "Mean over subjects (macro)", label, metrics["macro"]))
     rows.append(_part(metrics, "Mean over items (micro)", label, metrics["micro"]))
-    return [draw(rows, format)]
+    return rows
 
 
 def _long(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -5,7 +5,9 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from qwen_eval.errors import ModelError, UsageError, did_you_mean
@@ -16,7 +18,8 @@ __all__ = ["Checkpoint", "checked_dtype", "fingerprint", "first_line", "locate"]
 STARTER = "starter:"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What decides answers: weights, configuration, tokenizer, chat template. Not: READMEs, images, optimizer states.
-DECISIVE = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py")
+TEMPLATES = "additional_chat_templates/*.jinja"
+DECISIVE = ("*.safetensors", "*.bin", "*.json", "*.jinja", TEMPLATES, "*.model", "*.tiktoken", "*.txt", "*.py")
 NOT_DECISIVE = ("qwen_eval_source.json", "trainer_state.json", "training_args.bin", "optimizer.bin", "scheduler.bin")
 
 
@@ -82,6 +85,12 @@ def _check_folder(folder: Path) -> None:
         raise ModelError(f"{folder}: expected a checkpoint folder with config.json, found none in it.")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise ModelError(f"{folder}: expected weights (*.safetensors or *.bin) beside config.json, found none.")
+    if (folder / "adapter_config.json").is_file() and find_spec("peft") is None:
+        # Without peft, transformers leaves an adapter out and says nothing.
+        raise ModelError(
+            f"{folder}: this checkpoint has an adapter (adapter_config.json); expected the package peft, found none.\n"
+            "Next: `pip install peft`, or merge the adapter into the weights."
+        )
 
 
 def _hub_folder(model: str) -> Path:
@@ -112,39 +121,52 @@ def _hub_folder(model: str) -> Path:
 # -------------------------------------------------------------------------------------------------------- fingerprint
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, *, verify: bool = False) -> str:
     """Return 16 hex digits over the content of every file that decides answers; the folder's name plays no part.
 
-    Digests of files are remembered by path, size and modification time, so that only the first call reads the weights.
+    Digests of files are remembered by path, size and the times of the last change, so that only the first call reads
+    the weights. `verify` reads them in any case.
     """
     digest = hashlib.sha256()
-    memory = _Digests()
-    for path in sorted(_decisive_files(folder), key=lambda each: each.name):
-        digest.update(f"{path.name} {memory.of(path)}\n".encode())
+    memory = _Digests(verify=verify)
+    for name, path in sorted((path.relative_to(folder).as_posix(), path) for path in _decisive_files(folder)):
+        digest.update(f"{name} {memory.of(path)}\n".encode())
     memory.save()
     return digest.hexdigest()[:16]
 
 
 def _decisive_files(folder: Path) -> Iterable[Path]:
-    found = {path for pattern in DECISIVE for path in folder.glob(pattern) if path.name not in NOT_DECISIVE}
-    if any(path.suffix == ".safetensors" for path in found):
-        found = {path for path in found if path.suffix != ".bin"}
-    return found
+    """Return the files that decide answers: also weights in a subfolder, where an index names them."""
+    found = {path for pattern in DECISIVE for path in folder.glob(pattern)}
+    for index in folder.glob("*.index.json"):
+        found |= {folder / name for name in _indexed(index) if (folder / name).is_file()}
+    if any(folder.glob("model*.safetensors")):
+        # Then the weights are read from these, but an adapter may still be in the older format.
+        found = {path for path in found if path.suffix != ".bin" or path.name.startswith("adapter_")}
+    return {path for path in found if path.name not in NOT_DECISIVE}
+
+
+def _indexed(index: Path) -> set[str]:
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()  # what reads the weights says what is wrong with it
 
 
 class _Digests:
     """SHA-256 by file, remembered in the cache folder; a lost or unwritable memory only costs time."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, verify: bool) -> None:
         self.file = home() / "digests.json"
-        try:
-            self.known: dict[str, str] = json.loads(self.file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            self.known = {}
+        self.known: dict[str, str] = {}
+        if not verify:
+            with suppress(OSError, ValueError):
+                self.known = json.loads(self.file.read_text(encoding="utf-8"))
 
     def of(self, path: Path) -> str:
         status = path.stat()
-        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+        # The time of modification can be set back; that of the last change cannot.
+        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}"
         if key not in self.known:
             with path.open("rb") as file:
                 self.known[key] = hashlib.file_digest(file, "sha256").hexdigest()

@@ -165,6 +165,12 @@ class PackedModel(ReferenceModel):
         self._slab = Slab()
         self._same = None
 
+    def unload(self) -> None:
+        """Let go of the weights, of cached prefixes and rows, and of what is queued."""
+        self._choices, self._prompts, self._texts, self._running = Waiting(), Waiting(), [], []
+        self.forget()
+        super().unload()
+
     def counters(self) -> dict[str, int | float | str]:
         """Return tokens computed, decode slots, those of them that gave no token, passes, and the rows in force."""
         wasted = self._counters["decode_slots"] - self._counters["decoded_tokens"]

@@ -75,10 +75,12 @@ class ReferenceModel:
         device: str = "auto",
         batch_size: int | None = None,
         deterministic: bool = False,
+        verify: bool = False,
     ) -> None:
         """Identify the checkpoint. Raises ModelError, DeviceError, UsageError.
 
         `deterministic`: neither free memory nor a clock decides what is computed together, nor with how many threads.
+        `verify`: read every file for the fingerprint, also those whose digest is remembered.
         """
         import importlib.metadata
 
@@ -107,7 +109,7 @@ class ReferenceModel:
         template = self.tokenizer.template
         self.identity = Identity(
             name=checkpoint.name,
-            fingerprint=fingerprint(checkpoint.folder),
+            fingerprint=fingerprint(checkpoint.folder, verify=verify),
             dtype=self.dtype,
             device=torch.cuda.get_device_name(self.device) if kind == "cuda" else kind,
             engine=self.engine,
@@ -162,6 +164,19 @@ class ReferenceModel:
 
     def forget(self) -> None:
         """Nothing is remembered from request to request."""
+
+    def unload(self) -> None:
+        """Let go of the weights and of what is queued."""
+        import gc
+
+        import torch
+
+        self._queue = []
+        self._model = None
+        self._report = lambda tokens: None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def on_progress(self, report: Callable[[int], None]) -> None:
         """Call `report` with the tokens of every forward pass."""
@@ -398,6 +413,11 @@ class ReferenceModel:
                 raise ModelError(
                     f"{self.checkpoint.folder}: this checkpoint cannot be loaded ({first_line(error)})."
                 ) from error
+            if fingerprint(self.checkpoint.folder) != self.identity.fingerprint:
+                raise ModelError(
+                    f"{self.checkpoint.folder}: expected the checkpoint that this run began with, found it changed.\n"
+                    "Next: run again; what is answered by the changed one is kept apart."
+                )
             self.device = model.get_input_embeddings().weight.device
             self._model = model.eval()
         return self._model

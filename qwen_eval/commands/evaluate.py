@@ -1,0 +1,209 @@
+"""What `run` has planned, model after model and task after task; what fails for one keeps nothing from the others."""
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qwen_eval.errors import IncompleteError, Interrupted, QwenEvalError
+
+if TYPE_CHECKING:
+    from qwen_eval.models.base import Identity, Model
+    from qwen_eval.plan import Plan
+    from qwen_eval.runner import Stop
+    from qwen_eval.sandbox import Sandbox
+
+__all__ = ["Failures", "Planned", "evaluate", "say"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A model as the user named it, identified but not loaded, and what it is to be asked."""
+
+    name: str
+    model: "Model"
+    plans: list["Plan"]
+
+
+class Failures:
+    """What could not be run. It is said at once; the largest exit code is the one the command ends in.
+
+    Of an error only its name and kind are kept: its frames would hold on to the memory of the model it came from.
+    """
+
+    def __init__(self) -> None:
+        """Nothing has failed yet."""
+        self.found: list[tuple[str, type[QwenEvalError]]] = []
+
+    @contextmanager
+    def apart(self, name: str, *kinds: type[Exception], alone: bool) -> Iterator[None]:
+        """Keep an error of one part from the others. Where there is only this one (`alone`), it is raised."""
+        try:
+            yield
+        except Interrupted:
+            raise
+        except kinds as error:
+            if alone:
+                raise
+            if isinstance(error, QwenEvalError):
+                say(f"Error: {name}: {error}")
+                self.found.append((name, type(error)))
+            else:
+                say(
+                    f"Error: {name}: a bug of ours ({type(error).__name__}: {error}).\n"
+                    "Next: run it alone with --debug and report what it prints."
+                )
+                self.found.append((name, QwenEvalError))
+
+    def end(self, incomplete: Sequence[str] = ()) -> None:
+        """Raise the worst of what went wrong, if anything did. `incomplete`: runs without a score."""
+        withheld = (
+            f"{', '.join(incomplete)}: some samples ended in an error, so there is no headline score.\n"
+            "Next: metrics.json names them; the same command tries them again."
+        )
+        if not self.found:
+            if incomplete:
+                raise IncompleteError(withheld)
+            return
+        if incomplete:
+            say(f"Error: {withheld}")
+        kinds = [kind for _, kind in self.found] + [IncompleteError] * bool(incomplete)
+        raise max(kinds, key=lambda kind: kind.exit_code)(
+            f"not everything could be run; missing: {'; '.join(name for name, _ in self.found)}.\n"
+            "Next: see above what each of them needs; the same command again runs what is missing."
+        )
+
+
+def evaluate(
+    planned: Sequence[Planned],
+    output_dir: Path,
+    failures: Failures,
+    *,
+    sandbox: "Sandbox | None",
+    settings: Mapping[str, Any],
+    overwrite: bool,
+    format: str,
+    by: str,
+) -> None:
+    """Run everything, write each result as soon as it exists, print one table. A model is unloaded before the next."""
+    from qwen_eval.report.tables import results
+    from qwen_eval.runner import stop_on_signal
+
+    finished: list[dict[str, Any]] = []
+    alone = sum(len(each.plans) for each in planned) == 1 and not failures.found
+    try:
+        with stop_on_signal(say) as stop:
+            for each in planned:
+                for plan in each.plans:
+                    name = plan.name if len(planned) == 1 else f"{plan.name} on {each.name}"
+                    with failures.apart(name, Exception, alone=alone):
+                        try:
+                            path = _model_folder(output_dir, each.model.identity) / plan.folder
+                            manifest = _manifest(plan, each.model.identity, settings)
+                            finished.append(_run(plan, each.model, path, manifest, sandbox, stop, name, overwrite))
+                        except Exception:
+                            # Nothing it was asked for this task is computed beside the next one's.
+                            each.model.unload()
+                            raise
+                        _say_ungraded(plan, finished[-1])
+                each.model.unload()
+    except (Interrupted, KeyboardInterrupt) as error:
+        if finished:
+            click.echo(results(finished, format=format, by=by))
+        again = shlex.join(["python", "-m", "qwen_eval", *(word for word in sys.argv[1:] if word != "--overwrite")])
+        raise Interrupted(f"{str(error) or 'Stopped at once.'}\nNext: resume with  {again}") from None
+    if finished:
+        click.echo(results(finished, format=format, by=by))
+    failures.end([f"{each['task']}@{each['protocol']}" for each in finished if each["errors"]])
+
+
+def _run(
+    plan: "Plan",
+    model: "Model",
+    path: Path,
+    manifest: Mapping[str, Any],
+    sandbox: "Sandbox | None",
+    stop: "Stop",
+    name: str,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """Run one plan on one model under a progress bar; return its metrics."""
+    from tqdm import tqdm
+
+    from qwen_eval.results import RunFolder
+    from qwen_eval.runner import run
+
+    with (
+        RunFolder(path, manifest, overwrite=overwrite) as folder,
+        tqdm(
+            total=len(plan.samples) * plan.repeats,
+            desc=name,
+            unit="item" if plan.repeats == 1 else "dialogue",
+            smoothing=0,
+            # A terminal is redrawn; a log file gets a line now and then.
+            mininterval=0.5 if sys.stderr.isatty() else 15,
+        ) as bar,
+    ):
+        metrics = run(
+            plan, model, folder, stop=stop, sandbox=sandbox, bar=bar, say=partial(tqdm.write, file=sys.stderr)
+        )
+    say(f"{name}: {path}")
+    return metrics
+
+
+def _model_folder(output_dir: Path, identity: "Identity") -> Path:
+    """Return where a model's runs go. One that was renamed since goes on in its folder."""
+    end = f"-{identity.fingerprint[:8]}"
+    own = output_dir / f"{_safe(identity.name)}{end}"
+    earlier = sorted(folder for folder in output_dir.glob(f"*{end}") if folder.is_dir())
+    return own if own.exists() or not earlier else earlier[0]
+
+
+def _manifest(plan: "Plan", identity: "Identity", settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that decides a score. `settings` are those that neither the plan nor the model knows.
+
+    That of the sandbox belongs to code tasks alone.
+    """
+    from qwen_eval import __version__
+
+    return {
+        **plan.manifest(),
+        **{name: value for name, value in settings.items() if name != "sandbox" or plan.task.programs},
+        "model": {
+            "name": identity.name,
+            "fingerprint": identity.fingerprint,
+            "dtype": identity.dtype,
+            "device": identity.device,
+            "engine": identity.engine,
+            "chat_template": identity.chat_template,
+        },
+        "batch_invariant": identity.exact,
+        "versions": {"qwen_eval": __version__, **identity.versions},
+    }
+
+
+def _say_ungraded(plan: "Plan", metrics: dict[str, Any]) -> None:
+    """Where the data has no answers there is no score; say what there is instead."""
+    if not metrics["ungraded"]:
+        return
+    whole = metrics["n"] == plan.total
+    form = "submission.json is" if whole else f"a run of all {plan.total:,} items writes"
+    say(
+        f"{plan.name}: this copy of the data has no answers for split {plan.split}, so there is no score; {form} "
+        "what the leaderboard takes."
+    )
+
+
+def _safe(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)
+
+
+def say(line: str) -> None:
+    """Tell the user something that is no result."""
+    click.echo(line, err=True)
