@@ -1,11 +1,12 @@
 # `make` alone explains the targets.
 PYTHON ?= python3
 LIMIT ?= 24
+KILLS ?= 500
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format bench golden clean
+.PHONY: help install run test stress lint format bench golden clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -17,6 +18,9 @@ run: .venv/.installed ## Fetch the starter model and evaluate it on GSM8K (LIMIT
 
 test: .venv/.installed-dev ## Run the whole test suite.
 	$(PY) -m pytest
+
+stress: .venv/.installed-dev ## Kill runs at KILLS=500 random moments, and see that each ends like one that was left alone.
+	KILLS=$(KILLS) $(PY) -m pytest tests/test_durability.py -k killed_at_random -s
 
 lint: .venv/.installed-dev ## Check style, types and formatting.
 	$(PY) -m ruff check .

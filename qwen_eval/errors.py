@@ -10,9 +10,10 @@ The tree (exit code in brackets):
     │   ├── DeviceError         the device asked for is not on this machine
     │   └── SandboxError        this machine has no isolation for model-written programs
     ├── IncompleteError   [4]   some samples ended in an error, so there is no score
-    ├── StoreError        [5]   a run folder is damaged or locked
+    ├── StoreError        [5]   a run folder is damaged or locked, or its disk is full
     └── Interrupted     [130]   Ctrl-C, after everything answered was written
 
+Where several parts of a command fail, it ends in the largest code among them.
 1 is never anything but a regression found by the gate, 6 an inconclusive gate, 70 a bug of ours.
 
 The message of an error is one to three plain lines: what was expected, what was found, what to do next.
@@ -77,7 +78,7 @@ class IncompleteError(QwenEvalError):
 
 
 class StoreError(QwenEvalError):
-    """A run folder is damaged or locked by another process."""
+    """A run folder is damaged, locked by another process, or on a disk that is full."""
 
     exit_code = 5
 

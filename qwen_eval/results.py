@@ -11,13 +11,14 @@ A torn last line (a killed writer) is dropped and asked again; a damaged line be
 """
 
 import errno
+import gc
 import hashlib
 import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -80,14 +81,14 @@ def sealed(content: dict[str, Any]) -> str:
     return canonical({**content, "sum": checksum(content)}) + "\n"
 
 
-def unsealed(line: str) -> dict[str, Any]:
-    """Return what a sealed line holds. Raises ValueError when it is not whole."""
-    content = json.loads(line)
+def unsealed(line: bytes) -> dict[str, Any]:
+    """Return what a sealed line holds, in UTF-8 and without its newline. Raises ValueError when it is not whole."""
+    content = json.loads(line.decode("utf-8", "surrogatepass"))
     if not isinstance(content, dict):
         raise ValueError("not an object")
     found = content.pop("sum", None)
     # Without the checksum, the line itself is the text it was taken of; writing that text anew takes twice as long.
-    hashed = line.replace(f',"sum":"{found}"', "", 1).encode("utf-8", "surrogatepass")
+    hashed = line.replace(f',"sum":"{found}"'.encode("utf-8", "surrogatepass"), b"", 1)
     if hashlib.sha256(hashed).hexdigest()[:16] != found and checksum(content) != found:
         raise ValueError("the checksum does not fit")
     return content
@@ -127,8 +128,8 @@ class StoredAnswer:
         return sealed({**place, "request": self.request, kind: asdict(self.answer)})
 
     @classmethod
-    def parse(cls, line: str) -> Self:
-        """Read a line back. Raises ValueError when it is not whole."""
+    def parse(cls, line: bytes) -> Self:
+        """Read a line back, without its newline. Raises one of `DAMAGED` when it is not whole."""
         content = unsealed(line)
         kind = next(name for name in KINDS if name in content)
         fields: dict[str, Any] = {
@@ -309,15 +310,16 @@ def read_answers(file: Path) -> tuple[list[StoredAnswer], int]:
     lines = content.split(b"\n")
     torn = lines.pop()
     answers = []
-    for number, line in enumerate(lines, 1):
-        try:
-            answers.append(StoredAnswer.parse(line.decode("utf-8", "surrogatepass")))
-        except DAMAGED as error:
-            raise StoreError(
-                f"{file}, line {number}: this answer is damaged ({error or 'not an answer'}).\n"
-                f"Next: `python -m qwen_eval repair {shlex.quote(str(file.parent))}` moves damaged lines aside; then "
-                "the same `run` command asks only what is missing."
-            ) from None
+    with _uncollected():
+        for number, line in enumerate(lines, 1):
+            try:
+                answers.append(StoredAnswer.parse(line))
+            except DAMAGED as error:
+                raise StoreError(
+                    f"{file}, line {number}: this answer is damaged ({error or 'not an answer'}).\n"
+                    f"Next: `python -m qwen_eval repair {shlex.quote(str(file.parent))}` moves damaged lines aside; "
+                    "then the same `run` command asks only what is missing."
+                ) from None
     return answers, len(content) - len(torn)
 
 
@@ -342,14 +344,15 @@ def read_records(run: Path) -> list[dict[str, Any]]:
     expected = metrics.get("samples", metrics["n"]) * metrics.get("repeats", 1) - metrics.get("errors", 0)
     lines = file.read_bytes().split(b"\n")
     records = []
-    for number, line in enumerate(lines[: -1 if not lines[-1] else None], 1):
-        try:
-            records.append(unsealed(line.decode("utf-8", "surrogatepass")))
-        except (ValueError, RecursionError) as error:
-            raise StoreError(
-                f"{file}, line {number}: this record is damaged ({error}).\n"
-                "Next: the same `run` command again writes the records anew from the answers."
-            ) from None
+    with _uncollected():
+        for number, line in enumerate(lines[: -1 if not lines[-1] else None], 1):
+            try:
+                records.append(unsealed(line))
+            except (ValueError, RecursionError) as error:
+                raise StoreError(
+                    f"{file}, line {number}: this record is damaged ({error}).\n"
+                    "Next: the same `run` command again writes the records anew from the answers."
+                ) from None
     if len(records) != expected:
         raise StoreError(
             f"{file}: expected {expected:,} records, found {len(records):,}.\n"
@@ -390,6 +393,18 @@ def unwritable(path: Path, error: OSError) -> StoreError | UsageError:
         f"{path}: expected a path that can be written ({error.strerror}).\n"
         "Next: give write permission, or choose another --output-dir."
     )
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector out while much is read: going through all of it again and again takes as long."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _differences(before: Any, now: Any, name: str = "") -> Iterable[tuple[str, Any, Any]]:

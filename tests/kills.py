@@ -71,7 +71,7 @@ def real(checkpoint: str) -> Session:
         engine.PackedModel.submit = listens  # type: ignore[method-assign, assignment]
         os.dup2(os.open(folder / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         os.dup2(2, 1)
-        words = ["run", "--task", "gsm8k@qwen-chat", "--limit", "6", "--batch-size", "2", "--model", checkpoint]
+        words = ["run", "--task", "gsm8k@qwen-chat", "--limit", "4", "--batch-size", "2", "--model", checkpoint]
         sys.argv = ["qwen_eval", *words, "--output-dir", str(folder)]
         try:
             main()

@@ -78,7 +78,7 @@ def _sorted_lines(content: bytes) -> tuple[list[bytes], dict[int, bytes]]:
     torn = lines.pop()
     for number, line in enumerate(lines, 1):
         try:
-            StoredAnswer.parse(line.decode("utf-8", "surrogatepass"))
+            StoredAnswer.parse(line)
             whole.append(line)
         except DAMAGED:
             damaged[number] = line

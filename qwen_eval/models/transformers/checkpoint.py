@@ -158,16 +158,16 @@ class _Digests:
 
     def __init__(self, *, verify: bool) -> None:
         self.file = home() / "digests.json"
+        self.verify = verify
         self.known: dict[str, str] = {}
-        if not verify:
-            with suppress(OSError, ValueError):
-                self.known = json.loads(self.file.read_text(encoding="utf-8"))
+        with suppress(OSError, ValueError, TypeError):
+            self.known = dict(json.loads(self.file.read_text(encoding="utf-8")))
 
     def of(self, path: Path) -> str:
         status = path.stat()
         # The time of modification can be set back; that of the last change cannot.
         key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}"
-        if key not in self.known:
+        if self.verify or key not in self.known:
             with path.open("rb") as file:
                 self.known[key] = hashlib.file_digest(file, "sha256").hexdigest()
         return self.known[key]
