@@ -154,6 +154,8 @@ def test_what_fails_for_one_keeps_nothing_from_the_others_and_the_worst_exit_cod
     assert runs(tmp_path) == there
     assert says in err
     assert all(word in out for name in there for word in name.split())
+    if "buggy" in models:
+        assert log[log.index("asked buggy gsm8k") + 1] == "unloaded buggy"
 
 
 def test_a_damaged_run_is_5_and_does_not_stop_the_next(cli: Cli, log: list[str], tmp_path: Path) -> None:
@@ -166,6 +168,8 @@ def test_a_damaged_run_is_5_and_does_not_stop_the_next(cli: Cli, log: list[str],
     assert "line 1: this answer is damaged" in err
     assert "mmlu@qwen (mini)" in out
     assert log.count("asked one mmlu") == 6
+    # What was never asked needs no unloading.
+    assert log[-4:] == ["opened one", *["asked one mmlu"] * 2, "unloaded one"]
 
 
 def test_what_a_broken_off_task_left_behind_is_no_answer_to_the_next(tmp_path: Path) -> None:

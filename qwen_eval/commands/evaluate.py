@@ -103,14 +103,9 @@ def evaluate(
                 for plan in each.plans:
                     name = plan.name if len(planned) == 1 else f"{plan.name} on {each.name}"
                     with failures.apart(name, Exception, alone=alone):
-                        try:
-                            path = _model_folder(output_dir, each.model.identity) / plan.folder
-                            manifest = _manifest(plan, each.model.identity, settings)
-                            finished.append(_run(plan, each.model, path, manifest, sandbox, stop, name, overwrite))
-                        except Exception:
-                            # Nothing it was asked for this task is computed beside the next one's.
-                            each.model.unload()
-                            raise
+                        path = _model_folder(output_dir, each.model.identity) / plan.folder
+                        manifest = _manifest(plan, each.model.identity, settings)
+                        finished.append(_run(plan, each.model, path, manifest, sandbox, stop, name, overwrite))
                         _say_ungraded(plan, finished[-1])
                 each.model.unload()
     except (Interrupted, KeyboardInterrupt) as error:
@@ -150,9 +145,14 @@ def _run(
             mininterval=0.5 if sys.stderr.isatty() else 15,
         ) as bar,
     ):
-        metrics = run(
-            plan, model, folder, stop=stop, sandbox=sandbox, bar=bar, say=partial(tqdm.write, file=sys.stderr)
-        )
+        try:
+            metrics = run(
+                plan, model, folder, stop=stop, sandbox=sandbox, bar=bar, say=partial(tqdm.write, file=sys.stderr)
+            )
+        except Exception:
+            # Nothing it was asked for this task is computed beside the next one's.
+            model.unload()
+            raise
     say(f"{name}: {path}")
     return metrics
 
