@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from test_runner import bytes_of, plan_of, script
 
-from qwen_eval.errors import MissingError, ModelError
+from qwen_eval.errors import MissingError, ModelError, SandboxError
 from qwen_eval.models.scripted import ScriptedModel
 from qwen_eval.report.tables import results
 from qwen_eval.results import RunFolder
@@ -256,3 +256,17 @@ def test_the_weights_of_a_model_are_loaded_once_and_gone_before_those_of_the_nex
     assert loads == [("first", 0), ("second", 0)]
     assert not any(each() for each in alive)
     assert len(list(tmp_path.rglob("metrics.json"))) == 4
+
+
+def test_without_a_sandbox_only_the_code_tasks_are_not_asked(
+    cli: Cli, log: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**settings: object) -> None:
+        raise SandboxError("no walls here")
+
+    monkeypatch.setattr("qwen_eval.sandbox.Sandbox", refuse)
+    code, out, err = cli("run", "--task", "humaneval@standard,gsm8k@qwen-chat", "--limit", "2", "--model", "one")
+    assert code == 3, err
+    assert "Error: humaneval@standard: no walls here" in err
+    assert log == ["opened one", "asked one gsm8k", "asked one gsm8k", "unloaded one"]
+    assert "gsm8k@qwen-chat (mini)" in out
