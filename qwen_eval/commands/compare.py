@@ -10,10 +10,10 @@ import click
 from qwen_eval import registry
 from qwen_eval.commands.options import option, output_format
 from qwen_eval.errors import StoreError, UsageError
-from qwen_eval.report.comparison import Run, lines, table
+from qwen_eval.report.comparison import Line, Run, lines, table
 from qwen_eval.reported import models, notes, reported
 
-__all__ = ["compare"]
+__all__ = ["beside", "compare"]
 
 NEEDED: dict[str, type] = {
     "task": str,
@@ -58,6 +58,11 @@ def compare(*, names: Sequence[str], paths: Sequence[Path], by: str, format: str
         for name, count in models().items():
             click.echo(f"{name:<28}{count:>4}")
         return
+    click.echo(table(beside(paths, names, by=by), notes(), format=format))
+
+
+def beside(paths: Sequence[Path], names: Sequence[str], *, by: str = "task") -> list[Line]:
+    """Return the finished runs beneath the paths beside the published scores; what the command prints as a table."""
     if not names:
         raise UsageError(
             "Expected --reported MODEL: whose published scores the runs are set beside.\n"
@@ -65,7 +70,7 @@ def compare(*, names: Sequence[str], paths: Sequence[Path], by: str, format: str
         )
     rows = [row for name in dict.fromkeys(names) for row in reported(name)]
     runs = [_with_task(metrics) for metrics in _comparable(paths or [Path("results")])]
-    click.echo(table(lines(runs, rows, by=by), notes(), format=format))
+    return lines(runs, rows, by=by)
 
 
 def _comparable(paths: Sequence[Path]) -> list[dict[str, Any]]:

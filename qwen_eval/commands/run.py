@@ -4,8 +4,9 @@ import math
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from qwen_eval.sandbox import Sandbox
     from qwen_eval.task import Sampling
 
-__all__ = ["run"]
+__all__ = ["evaluate", "kind", "run"]
 
 
 @click.command()
@@ -144,7 +145,13 @@ __all__ = ["run"]
 )
 @include_path
 @output_format
-def run(
+def run(*, chat: bool, base: bool, config: Path | None, **settings: Any) -> None:
+    """Run tasks on a model and print a table. The same command again resumes; nothing is asked twice."""
+    chat, base = kind(chat, base)
+    evaluate(chat=chat, base=base, **settings)
+
+
+def evaluate(
     *,
     task: Sequence[str],
     model: str,
@@ -168,17 +175,18 @@ def run(
     base: bool,
     output_dir: Path,
     data_dir: Path | None,
-    config: Path | None,
     dry_run: bool,
     overwrite: bool,
     no_mini: bool,
     published_truncation: bool,
     by: str,
     include_path: Sequence[Path],
-    format: str,
-) -> None:
-    """Run tasks on a model and print a table. The same command again resumes; nothing is asked twice."""
-    chat, base = _kind(chat, base)
+    format: str | None,
+) -> list[Path]:
+    """Run tasks on a model and return the run folders; what the command does, and `qwen_eval.run`.
+
+    Tables are printed in `format`, none where it is None. A dry run prints what would run, and returns no folder.
+    """
     sampling = _sampling(temperature, top_p, top_k, repeats, seed)
     wanted = _wanted(task, include_path)
     datasets = _datasets([entry for entry, _ in wanted], data_dir, allow_mini=not no_mini)
@@ -219,8 +227,8 @@ def run(
     if dry_run:
         from qwen_eval.commands.dry_run import print_dry_run
 
-        print_dry_run(plans, answering, format)
-        return
+        print_dry_run(plans, answering, format or "text")
+        return []
     settings: dict[str, Any] = {"seed": seed} | ({"batch_size": batch_size or "auto"} if deterministic else {})
     with ExitStack() as stack:
         sandbox = None
@@ -230,12 +238,13 @@ def run(
             # Opened before anything is generated: where there is no sandbox, nothing is.
             sandbox = stack.enter_context(Sandbox(judge=judge, container=container, unsafe=unsafe_exec))
             settings["sandbox"] = {"mode": sandbox.mode, "judge": judge}
-        _run_all(
+        folders = _run_all(
             plans, answering, output_dir, sandbox=sandbox, settings=settings, overwrite=overwrite, format=format, by=by
         )
+    return folders
 
 
-def _kind(chat: bool, base: bool) -> tuple[bool, bool]:
+def kind(chat: bool, base: bool) -> tuple[bool, bool]:
     """Where both are set, the nearer source wins: command line, environment, file."""
     if not (chat and base):
         return chat, base
@@ -342,22 +351,24 @@ def _run_all(
     sandbox: "Sandbox | None",
     settings: Mapping[str, Any],
     overwrite: bool,
-    format: str,
+    format: str | None,
     by: str,
-) -> None:
+) -> list[Path]:
     from tqdm import tqdm
 
-    from qwen_eval.report.tables import results
     from qwen_eval.results import RunFolder
+    from qwen_eval.runner import Stop, stop_on_signal
     from qwen_eval.runner import run as run_plan
-    from qwen_eval.runner import stop_on_signal
 
     identity = engine.identity
     # A terminal is redrawn; a log file gets a line now and then.
     interval = 0.5 if sys.stderr.isatty() else 15
     finished: list[dict[str, Any]] = []
+    folders: list[Path] = []
+    # Python lets only the main thread take signals.
+    main = threading.current_thread() is threading.main_thread()
     try:
-        with stop_on_signal(_say) as stop:
+        with stop_on_signal(_say) if main else nullcontext(Stop()) as stop:
             for plan in plans:
                 path = output_dir / f"{_safe(identity.name)}-{identity.fingerprint[:8]}" / plan.folder
                 with (
@@ -372,20 +383,29 @@ def _run_all(
                 ):
                     say = partial(tqdm.write, file=sys.stderr)
                     finished.append(run_plan(plan, engine, folder, stop=stop, sandbox=sandbox, bar=bar, say=say))
+                folders.append(path)
                 _say(f"{plan.name}: {path}")
                 _say_ungraded(plan, finished[-1])
     except (Interrupted, KeyboardInterrupt) as error:
-        if finished:
-            click.echo(results(finished, format=format, by=by))
-        again = shlex.join(["python", "-m", "qwen_eval", *(word for word in sys.argv[1:] if word != "--overwrite")])
-        raise Interrupted(f"{str(error) or 'Stopped at once.'}\nNext: resume with  {again}") from None
-    click.echo(results(finished, format=format, by=by))
+        _print(finished, format, by)
+        words = ["python", "-m", "qwen_eval", *(word for word in sys.argv[1:] if word != "--overwrite")]
+        again = f"resume with  {shlex.join(words)}" if format else "the same call again resumes."
+        raise Interrupted(f"{str(error) or 'Stopped at once.'}\nNext: {again}") from None
+    _print(finished, format, by)
     incomplete = [f"{each['task']}@{each['protocol']}" for each in finished if each["errors"]]
     if incomplete:
         raise IncompleteError(
             f"{', '.join(incomplete)}: some samples ended in an error, so there is no headline score.\n"
             "Next: metrics.json names them; the same command tries them again."
         )
+    return folders
+
+
+def _print(finished: Sequence[dict[str, Any]], format: str | None, by: str) -> None:
+    from qwen_eval.report.tables import results
+
+    if finished and format:
+        click.echo(results(finished, format=format, by=by))
 
 
 def _say_ungraded(plan: "Plan", metrics: dict[str, Any]) -> None:

@@ -1,0 +1,105 @@
+"""The Python interface: `from qwen_eval import run, compare, load_run`. The same code as the command line.
+
+Errors are those of `qwen_eval.errors`; what the command line says on stderr, these say there too.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypedDict, Unpack
+
+import click
+
+from qwen_eval.commands import compare as compare_command
+from qwen_eval.commands import run as run_command
+from qwen_eval.errors import UsageError
+from qwen_eval.loaded import LoadedRun, load_run
+from qwen_eval.report.comparison import Line
+
+# The gate joins here: `gate(baseline, candidate)`, over the function that its command is a thin layer of.
+__all__ = ["LoadedRun", "Settings", "compare", "load_run", "run"]
+
+
+class Settings(TypedDict, total=False):
+    """What `run` takes beside task and model: the flags of `python -m qwen_eval run`, with the same defaults.
+
+    As on the command line, a flag that is not given may be set by its environment variable (QWEN_EVAL_DATA, say).
+    """
+
+    split: str | None
+    limit: int | float | None
+    shots: int | None
+    batch_size: int | Literal["auto"] | None
+    engine: Literal["auto", "reference"]
+    dtype: str
+    device: str
+    temperature: float
+    top_p: float
+    top_k: int
+    repeats: int
+    seed: int
+    deterministic: bool
+    judge: Literal["split", "official"]
+    container: str
+    unsafe_exec: bool
+    chat: bool
+    base: bool
+    output_dir: str | Path
+    data_dir: str | Path | None
+    overwrite: bool
+    no_mini: bool
+    published_truncation: bool
+    include_path: Sequence[str | Path]
+
+
+def run(*, task: str | Sequence[str], model: str | Path | None = None, **settings: Unpack[Settings]) -> list[LoadedRun]:
+    """Run tasks on a model, or resume them, and return the finished runs in the order of the tasks.
+
+        (finished,) = run(task="gsm8k@qwen", model="Qwen/Qwen2.5-7B", limit=100)
+        finished.metrics["score"], finished.samples()
+
+    No table is printed. Raises UsageError for a setting that cannot work, IncompleteError where samples ended in an
+    error (`load_run` reads what there is), Interrupted after Ctrl-C; the same call again resumes.
+    """
+    unknown = [name for name in settings if name not in Settings.__annotations__]
+    if unknown:
+        raise TypeError(f"run() has no setting '{unknown[0]}'")
+    command = run_command.run
+    given = {"task": [task] if isinstance(task, str) else task, "model": model, **settings}
+    try:
+        # click converts and checks as for the command line, and knows the defaults.
+        context = command.make_context("run", [word for name, value in given.items() for word in _words(name, value)])
+        with context:
+            values = dict(context.params)
+            values["chat"], values["base"] = run_command.kind(values["chat"], values["base"])
+    except click.ClickException as error:
+        raise UsageError(error.format_message()) from None
+    del values["config"]
+    values |= {"dry_run": False, "format": None}
+    folders = run_command.evaluate(**values)
+    return [load_run(folder) for folder in folders]
+
+
+def compare(*runs: LoadedRun | str | Path, reported: str | Sequence[str] = (), by: str = "task") -> list[Line]:
+    """Set finished runs beside the published scores of the models `reported`; without runs, those below `results`.
+
+        for line in compare("results", reported="Qwen-7B"):
+            print(line.run.name, line.score, line.reported, line.verdict)
+
+    A run is a LoadedRun, a run folder, or a folder of runs; `by="category"` adds categories. Raises UsageError for an
+    unknown model, StoreError for a damaged run.
+    """
+    paths = [each.path if isinstance(each, LoadedRun) else Path(each) for each in runs]
+    return compare_command.beside(paths, [reported] if isinstance(reported, str) else list(reported), by=by)
+
+
+def _words(name: str, value: object) -> list[str]:
+    """A setting as words of the command line. False is said only where a flag has a word for it."""
+    flag = name.replace("_", "-")
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        off = {"no-mini": "mini", "chat": "", "base": ""}.get(flag, f"no-{flag}")
+        chosen = flag if value else off
+        return [f"--{chosen}"] if chosen else []
+    several = value if isinstance(value, list | tuple) else [value]
+    return [f"--{flag}={each}" for each in several]
