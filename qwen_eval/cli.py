@@ -14,6 +14,7 @@ from qwen_eval import __version__
 from qwen_eval.commands.compare import compare
 from qwen_eval.commands.data import data
 from qwen_eval.commands.export import export
+from qwen_eval.commands.import_ import import_
 from qwen_eval.commands.run import run
 from qwen_eval.commands.sandbox import sandbox
 from qwen_eval.commands.score import score
@@ -36,7 +37,7 @@ def cli() -> None:
     """Evaluate language-model checkpoints: published prompts, published scoring rules, and how sure a score is."""
 
 
-for command in (run, tasks, score, compare, export, data, sandbox):
+for command in (run, tasks, score, compare, export, import_, data, sandbox):
     cli.add_command(command)
 
 

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen_eval.errors import UsageError
-from qwen_eval.export.source import Source, json_bytes, question_of, safe, text_of
+from qwen_eval.export.source import Source, json_bytes, safe, text_of
 from qwen_eval.loaded import output_of
+from qwen_eval.matching import question_of
 from qwen_eval.results import canonical
 from qwen_eval.task import Sample
 

@@ -16,7 +16,7 @@ from qwen_eval.loaded import LoadedRun
 from qwen_eval.plan import Plan, make_plan
 from qwen_eval.task import Generate, Prompt, Request, Task
 
-__all__ = ["Source", "generation_arguments", "json_bytes", "question_of", "safe", "text_of"]
+__all__ = ["Source", "generation_arguments", "json_bytes", "safe", "text_of"]
 
 
 @dataclass(frozen=True)
@@ -143,12 +143,6 @@ def generation_arguments(request: Request, metrics: Mapping[str, Any]) -> dict[s
 def safe(name: str) -> str:
     """Return a name as one part of a path."""
     return re.sub(r"[^\w.@-]", "-", name)
-
-
-def question_of(row: Mapping[str, Any]) -> str:
-    """Return the question of a row, whatever its column is called; "" where there is none of a known name."""
-    columns = {name.lower(): value for name, value in row.items() if isinstance(value, str)}
-    return next((columns[name] for name in ("question", "problem", "input", "text", "prompt") if name in columns), "")
 
 
 def json_bytes(value: object, *, indent: int | None = None) -> bytes:
