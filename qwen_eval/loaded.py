@@ -39,6 +39,7 @@ class LoadedRun:
         Columns: sample, repeat, group, rule, headline (whether it is the run's own rule), correct, extracted (None
         where the rule read nothing), target, output (the model's text, or its log-probabilities as JSON), finish,
         prompt_tokens, new_tokens (missing where the run does not know them), doc_hash, prompt_hash.
+        A character that UTF-8 cannot hold (half a pair) is a question mark.
         `frame.pivot(index=["sample", "repeat"], columns="rule", values="correct")` has a column a rule.
         """
         import pandas
@@ -95,8 +96,8 @@ def _rows(record: Mapping[str, Any], headline: str) -> list[dict[str, Any]]:
         "sample": record["doc_id"],
         "repeat": record["repeat"],
         "group": record["group"],
-        "target": record["target"],
-        "output": canonical(output["logprobs"]) if text is None and "logprobs" in output else text,
+        "target": _plain(record["target"]),
+        "output": canonical(output["logprobs"]) if text is None and "logprobs" in output else _plain(text),
         "finish": output.get("finish"),
         "prompt_tokens": output.get("prompt_tokens"),
         "new_tokens": output.get("new_tokens"),
@@ -109,7 +110,11 @@ def _rows(record: Mapping[str, Any], headline: str) -> list[dict[str, Any]]:
             "rule": rule,
             "headline": rule == headline,
             "correct": verdict["correct"],
-            "extracted": verdict["extracted"],
+            "extracted": _plain(verdict["extracted"]),
         }
         for rule, verdict in record["verdicts"].items()
     ]
+
+
+def _plain(text: str | None) -> str | None:
+    return text and text.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Finds the sample of an item that comes from elsewhere by its texts: question, options, subject; never by its number."""
+"""Finds the sample of an item from elsewhere by its texts: question, options, subject; never by its number."""
 
 import re
 from collections.abc import Mapping, Sequence

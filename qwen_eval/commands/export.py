@@ -16,7 +16,7 @@ FORMATS = ("lm-eval", "eee", "hf", "parquet", "csv")
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN…")
-@click.option("--format", type=click.Choice(FORMATS), required=True, help="The layout.")
+@click.option("--format", type=click.Choice(FORMATS), help="The layout. Required.")
 @option(
     "--output",
     type=click.Path(path_type=Path),
@@ -28,7 +28,7 @@ FORMATS = ("lm-eval", "eee", "hf", "parquet", "csv")
 @data_dir
 @include_path
 def export(
-    *, runs: Sequence[Path], format: str, output: Path, data_dir: Path | None, include_path: Sequence[Path]
+    *, runs: Sequence[Path], format: str | None, output: Path, data_dir: Path | None, include_path: Sequence[Path]
 ) -> None:
     """Write finished runs in another tool's layout. RUN: a run folder, or a folder with runs beneath it.
 
@@ -36,6 +36,9 @@ def export(
     repository. parquet, csv: a row a sample, repeat and rule. The time in names and files is that of the run, so the
     same run gives the same bytes. Prompts are not in a run: they are built anew from the data, where it is here.
     """
+    if format is None:
+        # click would list the choices on a line each.
+        raise UsageError(f"Expected --format: one of {', '.join(FORMATS)}.")
     from qwen_eval.export import eee, frame, hub, lm_eval
     from qwen_eval.export.source import Source
     from qwen_eval.loaded import load_run

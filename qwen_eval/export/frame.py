@@ -17,7 +17,7 @@ __all__ = ["csv", "parquet"]
 
 def csv(sources: Sequence[Source]) -> dict[str, bytes]:
     """Return samples.csv."""
-    return {"samples.csv": _frame(sources).to_csv(index=False, lineterminator="\n").encode("utf-8", "replace")}
+    return {"samples.csv": _frame(sources).to_csv(index=False, lineterminator="\n").encode()}
 
 
 def parquet(sources: Sequence[Source]) -> dict[str, bytes]:
@@ -34,9 +34,6 @@ def _frame(sources: Sequence[Source]) -> "pandas.DataFrame":
     for source in sources:
         metrics = source.metrics
         frame = source.run.samples()
-        texts = [name for name in frame.columns if frame[name].dtype == "str"]
-        # What UTF-8 cannot hold (half a pair) becomes a question mark, as in every other layout.
-        frame[texts] = frame[texts].map(_whole, na_action="ignore")
         run = {
             "model": source.model,
             "fingerprint": metrics["model"]["fingerprint"],
@@ -49,7 +46,3 @@ def _frame(sources: Sequence[Source]) -> "pandas.DataFrame":
             frame.insert(place, name, value)
         frames.append(frame)
     return pandas.concat(frames, ignore_index=True)
-
-
-def _whole(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()

@@ -11,7 +11,7 @@ from typing import Any
 
 from qwen_eval import registry
 from qwen_eval.data import find_dataset, mini_dataset
-from qwen_eval.errors import DataError, IncompleteError
+from qwen_eval.errors import DataError, IncompleteError, UsageError
 from qwen_eval.loaded import LoadedRun
 from qwen_eval.plan import Plan, make_plan
 from qwen_eval.task import Generate, Prompt, Request, Task
@@ -95,7 +95,7 @@ class Source:
                 shots=self.metrics["shots"],
                 published_truncation=self.metrics.get("published_truncation", False),
             )
-        except DataError:
+        except (DataError, UsageError):
             return None
         return plan if plan.prompts == self.metrics["prompts"] else None
 
