@@ -224,6 +224,16 @@ def test_subjects_are_tasks_of_a_group_and_count_their_own_items(made: dict[str,
         assert results["n-samples"][f"mmlu_{subject}@qwen-mini"] == {"original": rows, "effective": len(records)}
 
 
+def test_a_number_at_the_end_of_our_id_is_their_doc_id_where_it_tells_items_apart() -> None:
+    def places(*ids: str) -> list[int]:
+        return lm_eval._places([[{"doc_id": each}] for each in ids])
+
+    assert places("anatomy/test/3", "anatomy/test/5") == [3, 5]
+    assert places("7", "12") == [7, 12]
+    assert places("b/1", "c/1") == [0, 1]
+    assert places("first", "2") == [0, 1]
+
+
 def test_repeats_are_responses_of_one_request_and_their_mean_is_the_metric(made: dict[str, LoadedRun]) -> None:
     loaded = made["gsm8k@qwen-chat-mini"]
     found = lm_eval.files([Source(loaded)])
@@ -255,10 +265,10 @@ def test_the_same_task_twice_would_be_one_file_and_is_refused(
     cli: Cli, made: dict[str, LoadedRun], scripted: dict[str, object]
 ) -> None:
     run(task="gsm8k@lm-eval", model="toy", limit=3, output_dir="other")
-    for layout, says in (("lm-eval", "is here twice"),):
-        code, _, err = cli("export", "results", "other", "--format", layout)
-        assert code == 2
-        assert says in err
+    code, _, err = cli("export", "results", "other", "--format", "lm-eval")
+    assert code == 2
+    assert "gsm8k@lm-eval-mini of scripted is here twice" in err
+    assert not Path("export").exists(), "all or nothing"
     code, _, err = cli("export", "results", "other", "--format", "csv")
     assert code == 0, err
 

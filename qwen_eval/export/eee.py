@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qwen_eval.errors import UsageError
 from qwen_eval.export.source import Source, json_bytes, safe, text_of
 from qwen_eval.loaded import output_of
 from qwen_eval.matching import question_of
@@ -25,7 +24,7 @@ VERSION = "0.3.0"
 
 
 def files(sources: Sequence[Source]) -> dict[str, bytes]:
-    """Return the two files of every run, by name. Raises IncompleteError; UsageError where two are one file."""
+    """Return the two files of every run, by name. Raises IncompleteError."""
     found: dict[str, bytes] = {}
     for source in sources:
         source.check_score()
@@ -35,8 +34,6 @@ def files(sources: Sequence[Source]) -> dict[str, bytes]:
         digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).digest()
         benchmark = f"{source.metrics['task']}{'-mini' if source.metrics['mini'] else ''}"
         stem = f"data/{benchmark}/{safe(developer)}/{safe(name)}/{uuid.UUID(bytes=digest[:16], version=4)}"
-        if f"{stem}.json" in found:
-            raise UsageError(f"{source.run.path}: this run is named twice.\nNext: name every run once.")
         evaluation = f"{source.name}/{model.replace('/', '_')}/{source.time.timestamp()}"
         lines = _instances(source, evaluation, model)
         samples = b"".join(json_bytes(line) + b"\n" for line in lines)

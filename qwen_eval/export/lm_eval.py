@@ -190,11 +190,9 @@ def _sample(part: Part, item: Sequence[Record], place: int, rule: str) -> dict[s
 
 def _in_order(source: Source, record: Record) -> dict[str, Any]:
     """The item with its columns in the order of the data, where that is here: theirs is hashed in it."""
-    doc = dict(record["doc"])
-    order = list(source.columns.get(record["doc_id"], doc))
-    return {
-        name: doc[name] for name in sorted(doc, key=lambda name: order.index(name) if name in order else len(order))
-    }
+    doc = record["doc"]
+    known = source.columns.get(record["doc_id"], ())
+    return {name: doc[name] for name in (*known, *doc) if name in doc}
 
 
 def _arguments(source: Source, record: Record) -> list[tuple[Any, ...]]:
