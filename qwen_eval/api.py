@@ -5,7 +5,7 @@ Errors are those of `qwen_eval.errors`; what the command line says on stderr, th
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack, overload
 
 import click
 
@@ -13,6 +13,7 @@ from qwen_eval.commands import compare as compare_command
 from qwen_eval.commands import run as run_command
 from qwen_eval.errors import UsageError
 from qwen_eval.loaded import LoadedRun, load_run
+from qwen_eval.paired import Pair, pairs
 from qwen_eval.report.comparison import Line
 
 # The gate joins here: `gate(baseline, candidate)`, over the function that its command is a thin layer of.
@@ -79,17 +80,41 @@ def run(*, task: str | Sequence[str], model: str | Path | None = None, **setting
     return [load_run(folder) for folder in folders]
 
 
-def compare(*runs: LoadedRun | str | Path, reported: str | Sequence[str] = (), by: str = "task") -> list[Line]:
-    """Set finished runs beside the published scores of the models `reported`; without runs, those below `results`.
+@overload
+def compare(*runs: LoadedRun | str | Path, reported: str | Sequence[str], by: str = "task") -> list[Line]: ...
+
+
+@overload
+def compare(*runs: LoadedRun | str | Path, baseline: LoadedRun | str | Path) -> list[Pair]: ...
+
+
+def compare(
+    *runs: LoadedRun | str | Path,
+    reported: str | Sequence[str] = (),
+    by: str = "task",
+    baseline: LoadedRun | str | Path | None = None,
+) -> list[Line] | list[Pair]:
+    """Set finished runs beside published scores, or beside those of a baseline item by item; exactly one of the two.
 
         for line in compare("results", reported="Qwen-7B"):
             print(line.run.name, line.score, line.reported, line.verdict)
+        for pair in compare("results/new", baseline="results/old"):
+            print(pair.name, pair.means, pair.difference.value, pair.difference.interval())
 
-    A run is a LoadedRun, a run folder, or a folder of runs; `by="category"` adds categories. Raises UsageError for an
-    unknown model, StoreError for a damaged run.
+    A run is a LoadedRun, a run folder, or a folder of runs; without any it is `results`. `by="category"` adds
+    categories to published scores; tasks of the baseline that a run lacks are left out. Raises UsageError for an
+    unknown model or runs that asked different things, StoreError for a damaged run, IncompleteError without a score.
     """
-    paths = [each.path if isinstance(each, LoadedRun) else Path(each) for each in runs]
+    paths = [_path(each) for each in runs or ("results",)]
+    if bool(reported) == (baseline is not None):
+        raise UsageError("Expected reported=MODEL or baseline=RUN, one of the two.")
+    if baseline is not None:
+        return [pair for path in paths for pair in pairs(_path(baseline), path)[0]]
     return compare_command.beside(paths, [reported] if isinstance(reported, str) else list(reported), by=by)
+
+
+def _path(run: LoadedRun | str | Path) -> Path:
+    return run.path if isinstance(run, LoadedRun) else Path(run)
 
 
 def _words(name: str, value: object) -> list[str]:

@@ -14,6 +14,7 @@ from qwen_eval import __version__
 from qwen_eval.commands.compare import compare
 from qwen_eval.commands.data import data
 from qwen_eval.commands.export import export
+from qwen_eval.commands.gate import gate
 from qwen_eval.commands.import_ import import_
 from qwen_eval.commands.run import run
 from qwen_eval.commands.sandbox import sandbox
@@ -37,7 +38,7 @@ def cli() -> None:
     """Evaluate language-model checkpoints: published prompts, published scoring rules, and how sure a score is."""
 
 
-for command in (run, tasks, score, compare, export, import_, data, sandbox):
+for command in (run, tasks, score, compare, gate, export, import_, data, sandbox):
     cli.add_command(command)
 
 
@@ -49,7 +50,7 @@ def main() -> NoReturn:
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark
     try:
         words = [word for word in sys.argv[1:] if word != "--debug"]
-        cli.main(words, prog_name="python -m qwen_eval", standalone_mode=False)
+        code = cli.main(words, prog_name="python -m qwen_eval", standalone_mode=False)
     except click.ClickException as error:
         path = getattr(getattr(error, "ctx", None), "command_path", "python -m qwen_eval")
         click.echo(f"Error: {error.format_message()}\nNext: `{path} --help` lists what can be given.", err=True)
@@ -75,4 +76,4 @@ def main() -> NoReturn:
             err=True,
         )
         sys.exit(70)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -29,6 +29,7 @@ __all__ = [
     "MissingError",
     "ModelError",
     "QwenEvalError",
+    "SandboxError",
     "StoreError",
     "UsageError",
     "did_you_mean",

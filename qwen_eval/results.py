@@ -23,7 +23,16 @@ from typing import Any, Self
 from qwen_eval.errors import StoreError, UsageError
 from qwen_eval.task import Answer, Chosen, Execute, Executed, Generated, Measured, Request
 
-__all__ = ["RunFolder", "StoredAnswer", "read_answers", "read_metrics", "read_records", "request_hash", "write_json"]
+__all__ = [
+    "RunFolder",
+    "StoredAnswer",
+    "read_answers",
+    "read_metrics",
+    "read_records",
+    "request_hash",
+    "write_json",
+    "write_text",
+]
 
 KINDS: dict[str, type[Answer]] = {
     "generated": Generated,

@@ -6,7 +6,7 @@ from typing import Any
 
 from qwen_eval.results import checksum
 from qwen_eval.scorers.choice import most_likely
-from qwen_eval.stats import effective_size, effective_size_of_repeats, pass_at_k, wilson
+from qwen_eval.stats import effective_size, effective_size_of_repeats, interval, pass_at_k, wilson
 from qwen_eval.task import Answer, Chosen, Execute, Executed, Generated, Protocol, Sample, Task, Verdict
 
 __all__ = [
@@ -149,9 +149,10 @@ def submission(task: Task, protocol: Protocol, records: Sequence[Mapping[str, An
 
 
 def _micro(records: Sequence[Mapping[str, Any]], rule: str) -> dict[str, Any]:
-    """The mean over items."""
+    """The mean over items. Where each was asked once the interval is that of counts."""
     score, size, counts = _mean(records, rule)
-    low, high = wilson(score, size)
+    once = len(records) == counts["n"]
+    low, high = interval(counts["correct"], counts["n"]) if once else wilson(score, size)
     return {**counts, "score": score, "low": low, "high": high}
 
 
@@ -172,11 +173,17 @@ def _mean(records: Sequence[Mapping[str, Any]], rule: str) -> tuple[float, float
     return total / len(records), size, {"correct": total, "n": len(correct)}
 
 
-def _pass_at(items: Sequence[Sequence[Mapping[str, Any]]], rule: str, *, withheld: bool) -> dict[str, float | None]:
-    """Return the mean of pass@k over the items, for every k up to the number of repeats that all of them have."""
+def _pass_at(
+    items: Sequence[Sequence[Mapping[str, Any]]], rule: str, *, withheld: bool
+) -> dict[str, dict[str, float | None]]:
+    """Return pass@k and its interval, for every k up to the number of repeats that all items have."""
     counts = [(len(item), sum(each["verdicts"][rule]["correct"] for each in item)) for item in items]
     fewest = min((total for total, _ in counts), default=0)
-    return {str(k): None if withheld else pass_at_k(counts, k) for k in PASS_AT if k <= fewest}
+    return {
+        str(k): dict(zip(("score", "low", "high"), (None,) * 3 if withheld else pass_at_k(counts, k), strict=True))
+        for k in PASS_AT
+        if k <= fewest
+    }
 
 
 def _by(field: str, records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

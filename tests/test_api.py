@@ -185,5 +185,19 @@ def test_comparing_gives_the_lines_of_the_command(cli: Cli, scripted: dict[str, 
     code, out, err = cli("compare", "--reported", model, "--format", "json")
     assert code == 0, err
     assert len(json.loads(out)) == len(lines)
-    with pytest.raises(UsageError, match="Expected --reported MODEL"):
-        compare(made)
+    for both in ({}, {"reported": model, "baseline": made}):
+        with pytest.raises(UsageError, match="one of the two"):
+            compare(made, **both)  # type: ignore[call-overload]
+
+
+def test_comparing_with_a_baseline_gives_the_pairs_of_the_command(
+    cli: Cli, scripted: dict[str, object], tmp_path: Path
+) -> None:
+    settings: dict[str, object] = {"task": "gsm8k@qwen-chat", "model": "toy", "limit": 8, "temperature": 1.0}
+    (old,) = run(**settings, output_dir="old")  # type: ignore[arg-type]
+    (new,) = run(**settings, seed=1, output_dir="new")  # type: ignore[arg-type]
+    (pair,) = compare(new, baseline=old)
+    assert pair.means == (old.score, new.score)
+    code, out, err = cli("compare", "--baseline", "old", "new", "--format", "json")
+    assert code == 0, err
+    assert json.loads(out)[0]["difference"] == pair.difference.value

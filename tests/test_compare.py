@@ -191,6 +191,11 @@ def test_a_text_table(cli: Cli, tmp_path: Path) -> None:
     write(tmp_path / "results" / "my_model-1" / "gsm8k@qwen")
     code, out, err = cli("--reported", "Qwen-7B", "results")
     assert (code, err) == (0, "")
+    matrix, out = out.split("\n\n", 1)
+    assert [line.split()[1:] for line in matrix.splitlines()[-2:]] == [
+        ["51.7", "(49.7-53.7)", "*"],
+        ["reported", "51.7", "*"],
+    ]
     assert out.startswith("Measured: my_model\nReported: Qwen-7B\n")
     first, second = (line for line in out.splitlines() if "README" in line and "OpenCompass" not in line)
     cells = "gsm8k@qwen 1,319 51.7 49.7 to 53.7 51.7 8 BF16 Qwen README_CN, Sept 2023 +0.0 within noise"
@@ -343,7 +348,11 @@ def test_runs_on_the_small_sets_are_named_and_left_out(cli: Cli, tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["."], "Expected --reported MODEL"),
+        (["."], "expected a folder with finished runs"),
+        (["--show-flips", "."], "--show-flips needs --baseline"),
+        (["--cluster", "."], "--cluster needs --baseline"),
+        (["--baseline", "x", "--by", "subject", "."], "it goes with neither --reported nor --by"),
+        (["--baseline", "nowhere", "."], "nowhere: expected a folder with finished runs"),
         (["--reported", "Qwen-7B"], "found none: results"),
         (["--reported", "Qwen-7B", "nowhere"], "found none: nowhere"),
         (["--reported", "Qwen-7B", "."], "Expected a folder with finished runs"),

@@ -7,7 +7,7 @@ import pytest
 from qwen_eval import registry
 from qwen_eval.registry import Entry
 from qwen_eval.scoring import metrics, submission
-from qwen_eval.stats import effective_size, effective_size_of_repeats, wilson
+from qwen_eval.stats import clopper_pearson, effective_size, effective_size_of_repeats, wilson
 
 
 def record(identifier: str, *, correct: bool, gold: str = "A", extracted: str | None = "B") -> dict[str, Any]:
@@ -124,4 +124,4 @@ def test_asked_once_the_repeat_changes_nothing(entries: dict[str, Entry]) -> Non
     found = metrics(task, protocol, once, errors=0)
     assert found == metrics(task, protocol, UNEQUAL, errors=0)
     assert (found["low"], found["high"]) == wilson(0.625, effective_size([1, 4]))
-    assert (found["micro"]["low"], found["micro"]["high"]) == wilson(0.4, 5)
+    assert (found["micro"]["low"], found["micro"]["high"]) == clopper_pearson(2, 5)

@@ -92,17 +92,18 @@ def test_csv_has_one_line_a_number() -> None:
 
 
 def test_pass_at_k_of_repeated_code_tasks() -> None:
-    once = {**METRICS, "pass_at": {"1": 0.375}}
+    once = {**METRICS, "pass_at": {"1": {"score": 0.375, "low": 0.1, "high": 0.9}}}
     assert "pass@" not in results([once])
-    often = {**METRICS, "repeats": 12, "pass_at": {"1": 0.375, "10": 0.5}}
-    [title, _, row] = results([often], format="text").split("\n\n")[-2].splitlines()
-    assert title.split() == ["Task", "pass@1", "pass@10", "pass@100"]
-    assert row.split()[-3:] == ["37.5", "50.0", "-"]
-    rows = list(csv.DictReader(io.StringIO(results([often], format="csv"))))
-    assert [(row["name"], row["score"], row["correct"]) for row in rows if "pass@" in row["name"]] == [
-        ("pass@10", "0.5", "")
-    ]
     assert "pass@" not in results([once], format="csv")
+    ten = {"10": {"score": 0.5, "low": 0.2, "high": 0.8}}
+    often = {**METRICS, "repeats": 12, "pass_at": once["pass_at"] | ten}
+    lines = [line.split()[-5:] for line in results([often], by="task").split("\n\n")[-1].splitlines()]
+    assert lines[0] == ["k", "pass@k", "95", "%", "interval"]
+    assert lines[2:] == [["1", "37.5", "10.0", "to", "90.0"], ["10", "50.0", "20.0", "to", "80.0"]]
+    rows = list(csv.DictReader(io.StringIO(results([often], format="csv"))))
+    assert [(row["name"], row["score"], row["low"], row["correct"]) for row in rows if "pass@" in row["name"]] == [
+        ("pass@10", "0.5", "0.2", "")
+    ]
 
 
 def test_repeats_stand_beside_the_number_of_items() -> None:

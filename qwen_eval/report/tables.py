@@ -11,7 +11,7 @@ __all__ = ["BY", "FORMATS", "draw", "results"]
 
 FORMATS = ("text", "md", "csv", "json", "latex")
 BY = ("task", "category", "subject")
-_TABULATE = {"text": "simple", "md": "github", "latex": "latex_booktabs"}
+_TABULATE = {"text": "simple", "md": "github", "latex": "latex_booktabs", "html": "unsafehtml"}
 
 
 def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: str = "category") -> str:
@@ -38,8 +38,8 @@ def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: s
     if several:
         rules = [_part(each, name, "Rule", part) for each in several for name, part in each["rules"].items()]
         parts.append(draw(rules, format))
-    if drawn := [row for each in metrics if (row := _pass_at(each))]:
-        parts.append(draw(drawn, format))
+    if rows := [row for each in metrics for row in _pass_at(each)]:
+        parts.append(draw(rows, format))
     for each in metrics:
         parts += _parts_of(each, format, by)
     if format != "latex":
@@ -107,12 +107,14 @@ def _headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pass_at(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of pass@k, for a code task whose items were asked more than once; "-" where there are fewer answers."""
-    known = metrics.get("pass_at", {})
-    if metrics.get("repeats", 1) == 1 or not known:
-        return {}
-    return {"Task": _name(metrics), **{f"pass@{k}": _percent(known.get(str(k))) for k in (1, 10, 100)}}
+def _pass_at(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The lines of pass@k, for a code task whose items were asked more than once."""
+    if metrics.get("repeats", 1) == 1:
+        return []
+    return [
+        {"Task": _name(metrics), "k": k, "pass@k": _percent(part["score"]), "95 % interval": _interval(part)}
+        for k, part in metrics.get("pass_at", {}).items()
+    ]
 
 
 def _part(metrics: Mapping[str, Any], name: str, label: str, part: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,10 +156,10 @@ def _long(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             headline = rule == each["rule"]
             more = {"headline": headline, **(counts if headline else {})}
             rows.append({**common, "part": "all", "name": "", "rule": rule, **part, **more, **last})
-        for k, score in each.get("pass_at", {}).items():
+        for k, part in each.get("pass_at", {}).items():
             if k != "1":  # that is the score
-                part = {**nothing, "correct": None, "n": each["n"], "score": score}
-                rows.append({**common, "part": "all", "name": f"pass@{k}", "rule": each["rule"], **part, **last})
+                name = {"part": "all", "name": f"pass@{k}", "rule": each["rule"], "n": each["n"]}
+                rows.append({**common, **name, **part, **last})
         for kind, key in (("category", "categories"), ("subject", "groups")):
             rows += [
                 {**common, "part": kind, "name": name, "rule": each["rule"], **part, **last}

@@ -9,12 +9,14 @@ import builtins
 import collections
 import contextlib
 import enum
-from collections.abc import Mapping
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from qwen_eval.sandbox import plain, reading
 
 __all__ = [
+    "hides_method",
     "nearest_builtin",
     "read_shared",
     "read_structure",
@@ -37,6 +39,7 @@ _EXACT: Final[dict[type, Any]] = {
     set: lambda value: set(set.__iter__(value)),
     frozenset: lambda value: frozenset(frozenset.__iter__(value)),
 }
+_METHODS: Final = (types.FunctionType, types.MethodType)
 _rebuilt: dict[tuple[str, Any], type] = {}
 
 
@@ -133,6 +136,8 @@ def read_shared(reader: reading.Reader, tag: bytes, shared: Mapping[str, Any]) -
     """Read what `write_shared` wrote."""
     kind = shared[reader.text()]
     if tag == b"E":
+        if not issubclass(kind, enum.Enum):
+            raise reading.Malformed("a member of no enumeration")
         return kind[reader.text()]
     made = reader.remember(object.__new__(kind))
     set_state(made, reader.value())
@@ -145,3 +150,13 @@ def set_state(value: Any, state: dict[str, Any]) -> None:
         object.__getattribute__(value, "__dict__").clear()
     for name, one in state.items():
         object.__setattr__(value, name, one)
+
+
+def hides_method(value: Any, but: Sequence[Any]) -> bool:
+    """Say whether an instance of the prompt's has an attribute in place of a method; functions in `but` may be one."""
+    kind = type(value)
+    if kind.__module__ != "judge" or issubclass(kind, type):
+        return False
+    methods = [name for name in getattr(value, "__dict__", ()) if isinstance(getattr(kind, name, None), _METHODS)]
+    fields = getattr(kind, "__dataclass_fields__", ())
+    return any(name not in fields and not any(vars(value)[name] is one for one in but) for name in methods)

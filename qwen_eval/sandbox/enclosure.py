@@ -49,7 +49,7 @@ class Limits:
     disk: int = 128 << 20
     files: int = 8192
     processes: int = 256  # threads count as well
-    descriptors: int = 1024
+    descriptors: int = 256  # descriptors inside sockets are counted for the user, who may have 1024 in all
 
 
 def _numpy_folder() -> str | None:
@@ -248,6 +248,8 @@ def process_limits(limits: Limits, *, walls: bool) -> list[tuple[int, int]]:
         resource.RLIMIT_FSIZE: limits.disk,
         resource.RLIMIT_NOFILE: limits.descriptors,
         resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_RTPRIO: 0,
+        resource.RLIMIT_NICE: 0,
         resource.RLIMIT_MEMLOCK: 1 << 16,
         resource.RLIMIT_STACK: 64 << 20,
     }

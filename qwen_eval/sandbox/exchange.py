@@ -8,13 +8,14 @@ program answers, "c" the program calls one of the judge's functions, "r" what ca
 
 import builtins
 import functools
+import itertools
 import socket
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from qwen_eval.sandbox import classes, plain, reading, wire
+from qwen_eval.sandbox import classes, plain, reading, stage, wire
 from qwen_eval.sandbox.remote import OPERATIONS, Remote, number_of
 from qwen_eval.sandbox.shared import MOST_HELD, Copies, can_change
 
@@ -25,6 +26,9 @@ _FUNCTIONS: Final = (
     *(types.MethodDescriptorType, types.MethodWrapperType, types.WrapperDescriptorType),
 )
 _SIMPLE: Final = (str, int, float, bool, bytes, type(None))
+# What an object is asked for as if it were data, and what it may answer differently after.
+_STEADY: Final = frozenset(("bool", "complex", "float", "getitem", "index", "int", "len", "repr", "round", "str"))
+_CHANGING: Final = frozenset(("await", "call", "delattr", "delitem", "enter", "exit", "setattr", "setitem"))
 
 
 class Ended(BaseException):
@@ -55,21 +59,78 @@ class JudgeEnd:
         self.exceptions: dict[str, type[BaseException]] = {}  # classes the test may catch, by name
         self.unsplittable = ""
         self.ended = ""
-        self.raised: BaseException | None = None  # the last exception that came from the program
+        self.stops = False  # the test speaks of StopIteration
+        self.imports: list[BaseException] = []  # what the program has raised as an ImportError
         self._line = line
+        self._reading = False  # in an answer, which may not ask for more
+        self._nested = False  # the program has sent containers, of which it may make deep ones
+        self._odd = False  # the program has sent what a test may turn into anything
+        self._coroutines: dict[int, tuple[Any, Remote]] = {}
+        self._steady: dict[tuple[Any, ...], Any] = {}  # what objects have said of themselves
         self._stand_ins: dict[int, Remote] = {}
         self._functions: list[Callable[..., Any]] = []
         self._held = Copies()  # what the program keeps of what it was given
 
     def ask(self, operation: str, *arguments: object) -> Any:
-        """Have the program do something; return what it returned, raise what it raised."""
+        """Have the program do something; return what it returned, raise what it raised.
+
+        What stands for data is data: the same float however often it is asked, unless the test is about objects.
+        """
+        if operation in _CHANGING:
+            self._steady.clear()
+        if operation == "iter" and not (self.named or self.objects):
+            return self._items(arguments[0])
+        if operation not in _STEADY or self.named or self.objects:
+            return self._ask(operation, arguments)
+        key = (operation, *((type(one), one) for one in arguments))
+        try:
+            hash(key)
+        except TypeError:
+            return self._ask(operation, arguments)
+        if key not in self._steady:
+            self._steady[key] = self._ask(operation, arguments)
+        return self._steady[key]
+
+    def _items(self, value: object) -> Any:
+        """Iterate over an object: a second time over what came the first time, unless it is an iterator itself."""
+        key = ("iter", id(value))
+        if key not in self._steady:
+            found = self._ask("iter", (value,))
+            if found is value or not isinstance(found, Remote):
+                return found
+            self._steady[key] = [], found
+        known, more = self._steady[key]
+
+        def again() -> Iterator[Any]:
+            for index in itertools.count():
+                if index == len(known):
+                    try:
+                        known.append(next(more))
+                    except StopIteration:
+                        return
+                yield known[index]
+
+        return again()
+
+    def _ask(self, operation: str, arguments: tuple[object, ...]) -> Any:
+        """Send a question and wait for the answer.
+
+        StopIteration is an answer to `next` only: raised by a call it would end the test's own loops over `map` early.
+        """
+        if self._reading:
+            raise self._end("the program's answer asks for more than was sent")
         writer = plain.Writer(self._give, self._held.values)
         try:
             _deep(lambda: writer.value((operation, arguments, self._held.changes())))
         except plain.TooDeep as error:
-            raise self.cannot_split(str(error)) from None
+            raise self._end(str(error)) if self._nested else self.cannot_split(str(error)) from None
         self._send(b"q", writer)
-        return self.answer(writer.kept)
+        try:
+            return self.answer(writer.kept)
+        except StopIteration as error:
+            if operation == "next" or self.stops:
+                raise
+            raise RuntimeError("the program raised StopIteration") from error
 
     def answer(self, kept: list[Any]) -> Any:
         """Wait for the answer to a question with the containers `kept`, serving what the program asks meanwhile."""
@@ -77,13 +138,20 @@ class JudgeEnd:
             try:
                 message = wire.receive(self._line)
                 asked = message[:1] == b"c"
-                what, *parts = reading.Reader(message[1:], self._take, None if asked else kept).whole()
+                self._reading = True
+                reader = reading.Reader(message[1:], self._take, None if asked else kept)
+                what, *parts = reader.whole()
+                self._odd = self._odd or reader.odd
+                self._nested = self._nested or asked or reader.deepest > 2 or len(reader.seen) > len(kept) + 3
                 if asked:
+                    self._methods(reader.seen)
                     number, arguments, named = parts
+                    self._reading = False
                     self._serve(self._functions[number], arguments, named)
                     continue
                 changes, retained = parts[-2:]
                 Copies(kept).apply(changes)
+                self._methods(reader.seen)
                 self._held.add([kept[number] for number in retained])
                 if what == "ok":
                     return parts[0]
@@ -92,11 +160,19 @@ class JudgeEnd:
                 raise self._end(f"the program broke off: {broken}") from None
             except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as broken:
                 raise self._end(f"the program sent what is no answer: {broken}") from None
-            self.raised = error
+            finally:
+                self._reading = False
+            if isinstance(error, ImportError):
+                self.imports.append(error)
             raise error
 
+    def _methods(self, values: list[Any]) -> None:
+        """Refuse an instance of the prompt's with an attribute in place of a method: methods are the prompt's."""
+        if self.shared and any(classes.hides_method(one, self._functions) for one in values):
+            raise ValueError("an attribute in place of a method")
+
     def _end(self, why: str) -> Ended:
-        self.ended = self.ended or why[:300]
+        self.ended = self.ended or stage.one_line(why)
         return Ended(why)
 
     def cannot_split(self, why: str) -> Unsplittable:
@@ -139,14 +215,19 @@ class JudgeEnd:
         if isinstance(value, Remote):
             writer.tag(b"H")
             writer.size(number_of(value))
+        elif id(value) in self._coroutines:
+            self._give(writer, self._coroutines[id(value)][1])
         elif classes.write_shared(writer, value, self.shared):
             return
         elif isinstance(value, _FUNCTIONS):
             self._lend(writer, b"J", value)
         elif isinstance(value, Iterator) and type(value).__module__ in ("builtins", "itertools"):
             self._lend(writer, b"K", value.__next__)
-        elif type(value).__module__ == "judge" or not classes.write_structure(writer, value):
+        elif type(value).__module__ == "judge":
             raise self.cannot_split(f"the test hands over a {type(value).__name__}")
+        elif not classes.write_structure(writer, value):
+            why = f"the test hands over a {type(value).__name__}"
+            raise self._end(why) if self._odd else self.cannot_split(why)
 
     def _lend(self, writer: plain.Writer, tag: bytes, function: Callable[..., Any]) -> None:
         words = (getattr(function, name, None) for name in ("__name__", "__doc__"))
@@ -165,11 +246,15 @@ class JudgeEnd:
             return self._stand_ins[number]
         if tag == b"W":
             stand_in = reader.value()
+            if not isinstance(stand_in, Remote):
+                raise reading.Malformed("a coroutine that is no object of the program's")
 
             async def coroutine() -> Any:
                 return self.ask("await", stand_in)
 
-            return coroutine()
+            made = coroutine()
+            self._coroutines[id(made)] = made, stand_in
+            return made
         if tag == b"J":
             return self._functions[reader.size()]
         if tag in (b"I", b"E"):

@@ -35,6 +35,8 @@ class Reader:
         self._data = memoryview(data)
         self._at = 0
         self._depth = 0
+        self.deepest = 0
+        self.odd = False  # there was more than ordinary data in it
         self._outside = outside
         self.seen: list[Any] = list(seen or ())
 
@@ -57,6 +59,8 @@ class Reader:
     def value(self) -> Any:
         """Read a value."""
         tag = bytes(self.take(1))
+        if tag not in _ORDINARY:
+            self.odd = True
         read = _READERS.get(tag)
         return read(self) if read is not None else self._outside(self, tag)
 
@@ -99,6 +103,7 @@ class Reader:
         self._depth += 1
         if self._depth > DEEPEST:
             raise Malformed("too many containers inside each other")
+        self.deepest = max(self.deepest, self._depth)
         count = self.size()
         if count > len(self._data) - self._at:
             raise Malformed("more items than bytes")
@@ -239,6 +244,8 @@ def _dtype(reader: Reader) -> Any:
     return kind
 
 
+# Data of which nothing can be made by an attribute or an item that cannot be sent back.
+_ORDINARY: Final = frozenset(bytes([one]) for one in b"NTFifcsbBRlSvVzZdCDqHWJIEPUX")
 _READERS: Final[dict[bytes, Callable[[Reader], Any]]] = {
     b"N": lambda reader: None,
     b".": lambda reader: ...,

@@ -146,7 +146,8 @@ class Remote:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         named = error if type(error).__module__ == "builtins" or error is None else Exception(str(error))
-        return self.__link.ask("exit", self, named) is True
+        forgiven = self.__link.ask("exit", self, named) is True
+        return forgiven and not isinstance(error, AssertionError)  # those are the test's
 
     def __contains__(self, item: object) -> bool:
         if self.__link.objects or self.__link.named:

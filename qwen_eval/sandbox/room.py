@@ -122,6 +122,7 @@ def _live(line: socket.socket, settings: Settings, private: bool, folder: str | 
     try:
         os.setsid()  # a signal to one's process group passes through namespaces
         _close_all_but(line.fileno())
+        _own_null()
         enter_room(settings.process_limits, settings.instructions, private=private, folder=folder)
         line.send(READY.encode())
         job, descriptors = receive_job(line)
@@ -157,3 +158,11 @@ def _close_all_but(kept: int) -> None:
     if kept > 3:  # os.closerange(3, 3) would close all
         os.closerange(3, kept)
     os.closerange(kept + 1, 1 << 20)
+
+
+def _own_null() -> None:
+    """Open the standard streams anew: locks and flags of what is shared with other rooms would outlive this one."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):
+        os.dup2(null, descriptor)
+    os.close(null)

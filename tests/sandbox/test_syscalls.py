@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen_eval.sandbox.syscalls import ARCHITECTURES, CLONE, CLONE3, IOCTL, REFUSED, SOCKET, filter_for
+from qwen_eval.sandbox.syscalls import ARCHITECTURES, CLONE, CLONE3, IOCTL, REFUSED, SOCKET, SOCKETPAIR, filter_for
 
 ALLOW, ERROR, KILL = 0x7FFF0000, 0x00050000, 0x80000000
 REFUSE = ERROR | errno.EPERM
@@ -38,8 +38,9 @@ MACHINES = list(ARCHITECTURES)
 def test_every_call_of_the_table_is_refused_and_no_other(machine: str) -> None:
     column = ARCHITECTURES[machine][1]
     refused = {numbers[column] for numbers in REFUSED.values()} - {None}
-    special = {SOCKET[column], CLONE3[column]}
-    assert {number for number in range(600) if decision(machine, number) == REFUSE} == refused | {SOCKET[column]}
+    sockets = {SOCKET[column], SOCKETPAIR[column]}
+    special = {*sockets, CLONE3[column]}
+    assert {number for number in range(600) if decision(machine, number) == REFUSE} == refused | sockets
     assert {number for number in range(600) if decision(machine, number) == ALLOW} == set(
         range(600)
     ) - refused - special
@@ -49,7 +50,8 @@ def test_every_call_of_the_table_is_refused_and_no_other(machine: str) -> None:
 @pytest.mark.parametrize("machine", MACHINES)
 def test_sockets_are_local_and_clone_makes_no_namespace(machine: str) -> None:
     column = ARCHITECTURES[machine][1]
-    assert [family for family in range(64) if decision(machine, SOCKET[column], family) == ALLOW] == [1]
+    for makes in (SOCKET, SOCKETPAIR):
+        assert [family for family in range(64) if decision(machine, makes[column], family) == ALLOW] == [1]
     thread, fork = 0x3D0F00, 0x01200011
     assert decision(machine, CLONE[column], thread) == decision(machine, CLONE[column], fork) == ALLOW
     for bit in (7, 17, 25, 26, 27, 28, 29, 30):  # NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
@@ -80,7 +82,7 @@ def test_the_numbers_are_the_kernels(machine: str, headers: list[str]) -> None:
     text = found[0].read_text()
     numbers = {name: int(number) for name, number in re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", text)}
     column = ARCHITECTURES[machine][1]
-    names = {**REFUSED, "socket": SOCKET, "clone": CLONE, "clone3": CLONE3, "ioctl": IOCTL}
+    names = {**REFUSED, "socket": SOCKET, "socketpair": SOCKETPAIR, "clone": CLONE, "clone3": CLONE3, "ioctl": IOCTL}
     known = {name: each[column] for name, each in names.items() if name in numbers}
     assert known == {name: numbers[name] for name in known}
     assert len(known) > 60

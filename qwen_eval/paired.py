@@ -1,0 +1,241 @@
+"""Two finished runs of the same items, sample by sample: what `compare --baseline` shows and the gate decides on."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from qwen_eval.errors import IncompleteError, UsageError
+from qwen_eval.results import read_metrics, read_records
+from qwen_eval.stats import Difference, difference
+
+__all__ = ["Flip", "Pair", "check", "find_runs", "pair", "pairs", "sample_scores"]
+
+SAME = ("task", "protocol", "split", "shots", "mini", "dataset", "prompts", "published_truncation", "sampling")
+"""What two runs must have in common for their answers to stand beside each other, fields within fields included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flip:
+    """A sample whose score changed. Scores are means over its repeats; answers are those of the first that changed."""
+
+    sample: str
+    group: str
+    target: str
+    baseline: float
+    candidate: float
+    was: str
+    now: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two runs over the same samples. `rule` says whose verdicts are compared."""
+
+    baseline: Mapping[str, Any]  # metrics of both runs
+    candidate: Mapping[str, Any]
+    rule: str
+    samples: tuple[str, ...]
+    scores: tuple[tuple[float, ...], tuple[float, ...]]  # of every sample, in each run
+    flips: tuple[Flip, ...]
+    identical: bool  # every output is the same, to the letter
+    clusters: tuple[str, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """The spelling in tables: `gsm8k@qwen`."""
+        return f"{self.baseline['task']}@{self.baseline['protocol']}{' (mini)' if self.baseline['mini'] else ''}"
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """Both scores over these samples."""
+        before, after = (self.baseline["rules"][self.rule], self.candidate["rules"][self.rule])
+        return before["score"], after["score"]
+
+    @cached_property
+    def difference(self) -> Difference:
+        """The paired difference of the two scores."""
+        macro = self.baseline.get("average") == "macro"
+        return difference(*self.scores, weights=self._weights if macro else None, clusters=self.clusters)
+
+    @property
+    def _weights(self) -> list[float]:
+        """The weight of each sample in a mean over groups."""
+        groups = [each.partition("/")[0] for each in self.samples]
+        sizes = Counter(groups)
+        return [1 / (len(sizes) * sizes[group]) for group in groups]
+
+
+def pair(baseline: Path, candidate: Path, *, rule: str | None = None, cluster: bool = False) -> Pair:
+    """Read two run folders; with `cluster` the samples of a subject count as alike.
+
+    Raises UsageError where they are not over the same samples, naming the field that differs, StoreError where one is
+    damaged, IncompleteError where one has no score.
+    """
+    before, after = read_metrics(baseline), read_metrics(candidate)
+    for path, metrics in ((baseline, before), (candidate, after)):
+        if metrics["score"] is None:
+            raise IncompleteError(
+                f"{path}: this run has no score ({metrics.get('errors', 0):,} errors).\n"
+                "Next: the same `run` command again asks what is missing."
+            )
+    check(baseline, before, candidate, after)
+    shared = [name for name in before["rules"] if name in after["rules"]]
+    chosen = rule or before["rule"]
+    if chosen not in shared:
+        raise UsageError(f"Expected a rule that both runs have, found {chosen!r}. They share: {', '.join(shared)}.")
+    old, new = _by_sample(baseline), _by_sample(candidate)
+    if old.keys() != new.keys():
+        lone = sorted(old.keys() ^ new.keys())
+        raise UsageError(
+            f"{candidate}: expected the {len(old):,} samples of {baseline}, found {len(new):,} ({lone[0]} is in one "
+            "only).\nNext: run both with the same --limit."
+        )
+    return _paired(before, after, chosen, old, new, cluster=cluster)
+
+
+def check(
+    baseline: Path, before: Mapping[str, Any], candidate: Path, after: Mapping[str, Any], fields: Sequence[str] = SAME
+) -> None:
+    """Refuse runs that asked different things: UsageError. What is not known of an imported run cannot differ."""
+    for field in fields:
+        for name, was, now in _differing(field, before.get(field), after.get(field)):
+            unknown = (was is None and before.get("imported")) or (now is None and after.get("imported"))
+            if not unknown:
+                raise UsageError(
+                    f"{candidate}: expected {name} {_short(was)} as in {baseline}, found {_short(now)}.\n"
+                    "Next: run both alike; only runs over the same data and prompts can be compared."
+                )
+
+
+def _differing(name: str, was: Any, now: Any) -> list[tuple[str, Any, Any]]:
+    if isinstance(was, dict) and isinstance(now, dict):
+        keys = sorted({*was, *now})
+        return [found for key in keys for found in _differing(f"{name}.{key}", was.get(key), now.get(key))]
+    return [(name, was, now)] if was != now else []
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)[:80]
+
+
+def _by_sample(run: Path) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for record in read_records(run):
+        found.setdefault(str(record["doc_id"]), []).append(record)
+    return found
+
+
+def _paired(
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    rule: str,
+    old: Mapping[str, Sequence[Mapping[str, Any]]],
+    new: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    cluster: bool,
+) -> Pair:
+    scores = tuple(tuple(_score(records, rule) for records in run.values()) for run in (old, _in_order(new, old)))
+    flips = [
+        _flip(sample, old[sample], new[sample], rule, was, now)
+        for sample, was, now in zip(old, *scores, strict=True)
+        if was != now
+    ]
+    return Pair(
+        baseline=before,
+        candidate=after,
+        rule=rule,
+        samples=tuple(old),
+        scores=(scores[0], scores[1]),
+        flips=tuple(flips),
+        identical=all(_outputs(old[sample]) == _outputs(new[sample]) for sample in old),
+        clusters=tuple(str(records[0].get("group") or sample) for sample, records in old.items()) if cluster else None,
+    )
+
+
+def sample_scores(run: Path, rule: str) -> dict[str, float]:
+    """Return the score of every sample of a run by one of its rules, the mean over its repeats."""
+    return {sample: _score(records, rule) for sample, records in _by_sample(run).items()}
+
+
+def _in_order(records: Mapping[str, Any], order: Mapping[str, Any]) -> dict[str, Any]:
+    return {sample: records[sample] for sample in order}
+
+
+def _score(records: Sequence[Mapping[str, Any]], rule: str) -> float:
+    correct = [bool(record["verdicts"][rule]["correct"]) for record in records]
+    return sum(correct) / len(correct)
+
+
+def _outputs(records: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What a model said, without what only machines decide: text where there is any, else the choice."""
+    return [
+        [output.get("text", record["verdicts"]) for output in record["outputs"] if "program" not in output]
+        for record in records
+    ]
+
+
+def _flip(
+    sample: str,
+    old: Sequence[Mapping[str, Any]],
+    new: Sequence[Mapping[str, Any]],
+    rule: str,
+    was: float,
+    now: float,
+) -> Flip:
+    verdicts = [(one["verdicts"][rule], other["verdicts"][rule]) for one, other in zip(old, new, strict=False)]
+    first = next((both for both in verdicts if both[0]["correct"] != both[1]["correct"]), verdicts[0])
+    return Flip(
+        sample=sample,
+        group=str(old[0].get("group", "")),
+        target=str(old[0]["target"]),
+        baseline=was,
+        candidate=now,
+        was=str(first[0]["extracted"]),
+        now=str(first[1]["extracted"]),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- folders
+
+
+def find_runs(path: Path) -> list[Path]:
+    """Return the finished run folders at or beneath a path, sorted. UsageError where there is none."""
+    own = path / "metrics.json"
+    found = [own] if own.is_file() else sorted(path.rglob("metrics.json"))
+    if not found:
+        raise UsageError(
+            f"{path}: expected a folder with finished runs (metrics.json), found none.\n"
+            "Next: give a run folder, or the folder that `run` wrote to (results)."
+        )
+    return [file.parent for file in found]
+
+
+def pairs(
+    baseline: Path, candidate: Path, *, rule: str | None = None, cluster: bool = False
+) -> tuple[list[Pair], list[str]]:
+    """Pair the runs beneath two folders by task, protocol and split.
+
+    Return the pairs, in the order of the baseline's folders, and the names of the baseline's runs that the candidate
+    lacks. Raises what `pair` raises, and UsageError where one side holds several models' runs of one task.
+    """
+    ours, theirs = _by_task(baseline), _by_task(candidate)
+    found = [pair(path, theirs[key], rule=rule, cluster=cluster) for key, path in ours.items() if key in theirs]
+    return found, ["@".join(key[:2]) for key in ours if key not in theirs]
+
+
+def _by_task(path: Path) -> dict[tuple[str, str, str, bool], Path]:
+    found: dict[tuple[str, str, str, bool], Path] = {}
+    for run in find_runs(path):
+        metrics = read_metrics(run)
+        key = (metrics["task"], metrics["protocol"], metrics["split"], metrics["mini"])
+        if key in found:
+            raise UsageError(
+                f"{path}: expected one run of {key[0]}@{key[1]}, found {found[key]} and {run}.\n"
+                "Next: give the folder of one model."
+            )
+        found[key] = run
+    return found
