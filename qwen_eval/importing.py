@@ -1,26 +1,30 @@
 """Runs of lm-evaluation-harness as run folders of ours: records, metrics and a manifest, marked as imported.
 
-Its metrics become rules (`lm-eval:exact_match,strict-match`), the first of them the headline. A document that is found
-in our data by its texts gets the sample's id and gold, and our own rules read its output too, so that a run of ours has
-the same ids and the same rules; another keeps its number, as `<their task>/<doc_id>`, and has their metrics only.
+Its metrics become rules (`lm-eval:exact_match,strict-match`). A document that is found in our data by its texts gets
+the sample's id and gold, and our own rules read its output too, so that a run of ours has the same ids and the same
+rules; another keeps its number, as `<their task>/<doc_id>`, and has their metrics only. Where every prompt is, to the
+byte, that of a protocol of ours, the run is one of that protocol, with its headline rule; else the first of their
+metrics is it.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from qwen_eval import registry
 from qwen_eval.data import Dataset, find_dataset
 from qwen_eval.errors import DataError, UsageError
 from qwen_eval.lm_eval import Log, Logged
 from qwen_eval.matching import Matcher
+from qwen_eval.plan import make_plan
 from qwen_eval.registry import Entry
 from qwen_eval.results import checksum, sealed, write_json, write_text
 from qwen_eval.scoring import metrics, verdicts
-from qwen_eval.task import Answer, Chosen, Generated, Sample, Verdict
+from qwen_eval.task import Answer, Chosen, Generated, Protocol, Sample, Task, Verdict
 
 __all__ = ["Imported", "import_runs"]
 
@@ -60,20 +64,22 @@ def import_runs(
 ) -> list[Imported]:
     """Write a run folder for every run in the logs; the files of one group (57 subjects) are one run.
 
-    `task` is ours, where their name does not tell. Raises UsageError for a name that tells nothing, or a folder that
-    holds another run.
+    `task` is ours, where their name does not tell, also with the protocol, where their prompts do not. Raises
+    UsageError for a name that tells nothing, or a folder that holds another run.
     """
     files = registry.find(include)
+    given, named = registry.split_name(task) if task else (None, None)
     runs: dict[tuple[Path, str, str, str], list[Log]] = {}
     for log in logs:
-        name = task or _task_of(log, files)
+        name = given or _task_of(log, files)
         entry = registry.load(name, files)
         runs.setdefault((log.file.parent, log.time, name, _base(log, entry)), []).append(log)
     done = []
     for (_, _, name, base), own in runs.items():
         entry = registry.load(name, files)
         found = _match(own, entry, split, data_dir, say)
-        done.append(_write(own, entry, base, found, output_dir, overwrite, say))
+        protocol = registry.protocol(entry.task, named) if named else _protocol(own, entry, found)
+        done.append(_write(own, entry, base, protocol, found, output_dir, overwrite, say))
     return done
 
 
@@ -142,6 +148,36 @@ def _match(
     return best
 
 
+def _protocol(logs: Sequence[Log], entry: Entry, found: _Found) -> Protocol | None:
+    """The protocol of ours that all their prompts are of, to the byte; None where there is none."""
+    theirs = {
+        sample.id: document.prompt_hash
+        for log in logs
+        for document in log.documents
+        if (sample := found.samples.get((log.file, document.number)))
+    }
+    if not found.dataset or len(theirs) < sum(len(log.documents) for log in logs):
+        return None
+    for protocol in entry.task.protocols:
+        try:
+            plan = make_plan(entry.task, protocol, found.dataset, split=found.split, shots=_shots(logs[0]))
+        except (DataError, UsageError):
+            continue
+        prompts = {sample.id: getattr(request, "prompt", None) for sample, request in plan.first_requests()}
+        if all(_hash(prompts[sample]) == digest for sample, digest in theirs.items()):
+            return protocol
+    return None
+
+
+def _hash(prompt: object) -> str:
+    """Their hash of a prompt, "" of a conversation: its text depends on the model's template."""
+    return hashlib.sha256(prompt.encode("utf-8", "replace")).hexdigest() if isinstance(prompt, str) else ""
+
+
+def _shots(log: Log) -> int:
+    return int(log.results.get("n-shot", {}).get(log.task) or 0)
+
+
 def _group(log: Log, document: Logged, entry: Entry) -> str:
     """The subject of a document: its own column, or the end of their task's name; "" where neither is one of ours."""
     subject = document.doc.get("subject")
@@ -155,26 +191,23 @@ def _write(
     logs: Sequence[Log],
     entry: Entry,
     base: str,
+    protocol: Protocol | None,
     found: _Found,
     output_dir: Path,
     overwrite: bool,
     say: Callable[[str], None],
 ) -> Imported:
-    task, name = entry.task, f"imported-{_safe(base)}"
+    task, name = entry.task, protocol.name if protocol else f"imported-{_safe(base)}"
     places = [(log, document) for log in logs for document in log.documents]
     places.sort(key=lambda place: _order(place[0], place[1], found))
     rules = _their_rules(places, say)
     records = [_record(log, document, entry, found, rules) for log, document in places]
     own = [rule for rule in records[0]["verdicts"] if rule not in rules]
     common = [*rules, *(rule for rule in own if all(rule in record["verdicts"] for record in records))]
-    manifest = _manifest(logs, entry, name, rules[0], found, records)
+    headline = protocol.rule if protocol and protocol.rule in common else rules[0]
+    manifest = _manifest(logs, entry, name, headline, found, records)
     result = {
-        **metrics(
-            replace(task, rules=dict.fromkeys(common, _not_called), programs={}),
-            replace(task.protocols[0], name=name, rule=rules[0], average="micro"),
-            records,
-            errors=0,
-        ),
+        **_metrics(task, common, headline, protocol.average if protocol else "micro", records),
         **manifest,
         "failures": {},
     }
@@ -187,6 +220,21 @@ def _write(
     write_text(folder / "records.jsonl", "".join(sealed(record) for record in records))
     write_json(folder / "metrics.json", result)
     return Imported(folder, result, len(found.samples), len(records))
+
+
+def _metrics(
+    task: Task,
+    rules: Sequence[str],
+    headline: str,
+    average: Literal["micro", "macro"],
+    records: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The metrics over the verdicts that the records have; no rule is called."""
+    stand_in = replace(task, rules=dict.fromkeys(rules, _not_called), programs={})
+    like = replace(task.protocols[0], rule=headline, average=average)
+    # Log-probabilities have the rule "choice" alone in a run of ours; here their metrics stand beside it.
+    beside = metrics(stand_in, replace(like, rule=rules[0]), records, errors=0)["rules"]
+    return {**metrics(stand_in, like, records, errors=0), "rules": beside}
 
 
 def _not_called(output: str, sample: Sample) -> Verdict:
@@ -283,12 +331,13 @@ def _manifest(
         "protocol": name,
         "rule": rule,
         "split": found.split,
-        "shots": int(results.get("n-shot", {}).get(first.task) or 0),
+        "shots": _shots(first),
         "samples": len(records),
         "mini": dataset is not None and dataset.mini,
         "dataset": {"name": entry.task.data.name, "fingerprints": fingerprints},
-        "prompts": checksum([[record["doc_id"], record["prompt_hash"]] for record in records]),
-        "published_truncation": False,
+        # Unknown: ours is a hash of all requests of the split, with their limits and stops.
+        "prompts": None,
+        "published_truncation": None,
         "sampling": drawn or None,
         "repeats": 1,
         "deterministic": False,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qwen_eval import load_run, registry, run
+from qwen_eval import compare, load_run, registry, run
 from qwen_eval.data import find_dataset
 from qwen_eval.importing import _base, _task_of
 from qwen_eval.lm_eval import Log, read_log
@@ -70,7 +70,7 @@ def renamed(logs: Path, task: str) -> Path:
 def test_a_folder_of_logs_becomes_runs_with_our_ids_and_says_how_many_matched(cli: Cli, logs: Path) -> None:
     code, out, err = cli("import", str(logs))
     assert code == 0, err
-    assert "gsm8k@imported-gsm8k: 6 of 6 samples matched: results/" in err
+    assert "gsm8k@lm-eval: 6 of 6 samples matched: results/" in err
     assert "mmlu@imported-mmlu: 12 of 12 samples matched: results/" in err
     assert STRICT in out
     gsm8k, mmlu = imported("gsm8k"), imported("mmlu")
@@ -86,8 +86,7 @@ def test_their_scores_are_ours_by_rule_group_and_sample(cli: Cli, logs: Path) ->
     cli("import", str(logs))
     theirs = json.loads(next(LOGS.glob("results_*.json")).read_text())["results"]
     gsm8k, mmlu = imported("gsm8k"), imported("mmlu")
-    assert gsm8k.metrics["rule"] == STRICT
-    assert gsm8k.score == theirs["gsm8k"]["exact_match,strict-match"] == 2 / 6
+    assert gsm8k.metrics["rules"][STRICT]["score"] == theirs["gsm8k"]["exact_match,strict-match"] == 2 / 6
     assert gsm8k.metrics["rules"][FLEXIBLE]["score"] == theirs["gsm8k"]["exact_match,flexible-extract"] == 4 / 6
     assert mmlu.score == theirs["mmlu"]["acc,none"]
     for subject, part in mmlu.metrics["groups"].items():
@@ -101,6 +100,7 @@ def test_their_scores_are_ours_by_rule_group_and_sample(cli: Cli, logs: Path) ->
             "correct": bool(sample["exact_match"]),
             "extracted": None if left == "[invalid]" else left,
         }
+    assert mmlu.metrics["rule"] == "lm-eval:acc,none"
     assert gsm8k.metrics["unparsed"] == sum(
         sample["filter"] == "strict-match" and sample["filtered_resps"] == ["[invalid]"] for sample in samples
     )
@@ -149,6 +149,44 @@ def test_the_manifest_is_marked_and_says_what_their_results_say(cli: Cli, logs: 
     assert {**loaded.metrics, **manifest} == loaded.metrics
 
 
+def test_prompts_that_are_those_of_a_protocol_make_it_a_run_of_that_protocol(cli: Cli, logs: Path) -> None:
+    cli("import", str(of_gsm8k(logs)))
+    loaded = imported("gsm8k")
+    assert (loaded.manifest["protocol"], loaded.metrics["rule"]) == ("lm-eval", "lm-eval-strict")
+    assert loaded.score == loaded.metrics["rules"][STRICT]["score"]
+    assert loaded.manifest["prompts"] is None
+    file = of_gsm8k(logs)
+    lines = file.read_text().splitlines(keepends=True)
+    one = json.loads(lines[3])
+    file.write_text("".join([*lines[:3], json.dumps({**one, "prompt_hash": "another"}) + "\n", *lines[4:]]))
+    cli("import", str(file), "--output-dir", "others")
+    (folder,) = Path("others").glob("*/*")
+    assert folder.name == "gsm8k@imported-gsm8k-mini"
+    assert load_run(folder).metrics["rule"] == STRICT
+    cli("import", str(file), "--output-dir", "said", "--task", "gsm8k@qwen")
+    (folder,) = Path("said").glob("*/*")
+    assert (folder.name, load_run(folder).metrics["rule"]) == ("gsm8k@qwen-mini", "qwen")
+
+
+def test_an_imported_baseline_is_compared_and_gated_item_by_item(
+    cli: Cli, scripted: dict[str, object], logs: Path
+) -> None:
+    cli("import", str(of_gsm8k(logs)), "--output-dir", "old")
+    cli("import", *map(str, logs.glob("samples_mmlu*")), "--output-dir", "old", "--task", "mmlu@lm-eval")
+    run(task="gsm8k@lm-eval", model="toy", limit=6, shots=0, output_dir="new")
+    (pair,) = compare("new", baseline=next(Path("old").glob("*/gsm8k*")))
+    assert (pair.rule, pair.difference.n) == ("lm-eval-strict", 6)
+    code, out, err = cli("gate", "--baseline", "old", "--candidate", "new", "--format", "json")
+    assert code in (1, 6), err
+    tasks = {each["task"]: each for each in json.loads(out)["tasks"]}
+    assert set(tasks) == {"gsm8k@lm-eval (mini)", "mmlu@lm-eval"}
+    # Another number of exemplars is another question.
+    run(task="gsm8k@lm-eval", model="toy", limit=6, output_dir="other")
+    code, _, err = cli("gate", "--baseline", "old", "--candidate", "other")
+    assert code == 2
+    assert "expected shots 0 as in" in err
+
+
 def test_sampling_and_exemplars_are_taken_from_their_configuration(cli: Cli, logs: Path) -> None:
     def drawn(results: dict[str, Any]) -> None:
         results["configs"]["gsm8k"]["generation_kwargs"] |= {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
@@ -175,7 +213,7 @@ def test_the_same_files_give_the_same_bytes_and_other_ones_are_another_import(cl
     assert "--overwrite" in err
     code, _, err = cli("import", str(of_gsm8k(logs)), "--overwrite")
     assert code == 0, err
-    assert imported("gsm8k").score == 1
+    assert imported("gsm8k").metrics["rules"][STRICT]["score"] == 1
 
 
 # --------------------------------------------------------------------------------------------------------- matching
@@ -340,11 +378,12 @@ def test_files_of_one_group_are_one_run_and_those_of_two_are_two(entries: dict[s
 
 def test_two_prompts_of_one_task_are_two_runs(cli: Cli, logs: Path) -> None:
     file = of_gsm8k(logs)
-    shutil.copy(file, file.with_name(file.name.replace("gsm8k", "gsm8k_cot")))
+    other = shutil.copy(file, file.with_name(file.name.replace("gsm8k", "gsm8k_cot")))
+    change(other, lambda row: row.update(prompt_hash="another"))
     code, _, err = cli("import", str(logs))
     assert code == 0, err
     names = sorted(path.name for path in Path("results").glob("*/gsm8k*"))
-    assert names == ["gsm8k@imported-gsm8k-mini", "gsm8k@imported-gsm8k_cot-mini"]
+    assert names == ["gsm8k@imported-gsm8k_cot-mini", "gsm8k@lm-eval-mini"]
 
 
 # ------------------------------------------------------------------------------------------- what our rules do not read
@@ -505,7 +544,11 @@ def test_names_that_tell_nothing_are_refused(cli: Cli, logs: Path, tmp_path: Pat
     assert "expected a task of ours in the name 'sums'" in err
     code, _, err = cli("import", str(file), "--task", "gsm8k")
     assert code == 0, err
-    assert "gsm8k@imported-sums: 6 of 6 samples matched" in err
+    assert "gsm8k@lm-eval: 6 of 6 samples matched" in err
+    for wanted, says in (("gsm8k@nothing", "Unknown protocol 'nothing' of gsm8k"), ("gsm8k@", "Expected TASK")):
+        code, _, err = cli("import", str(file), "--task", wanted)
+        assert code == 2
+        assert says in err
 
 
 def test_a_log_is_read_with_a_line_a_filter(logs: Path) -> None:

@@ -59,6 +59,7 @@ MAY_IMPORT = {
         "qwen_eval.errors",
         "qwen_eval.lm_eval",
         "qwen_eval.matching",
+        "qwen_eval.plan",
         "qwen_eval.registry",
         "qwen_eval.results",
         "qwen_eval.scoring",

@@ -13,7 +13,12 @@ __all__ = ["import_"]
 
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE…")
-@option("--task", "-t", metavar="TASK", help="The task of ours, where the names of the files do not tell.")
+@option(
+    "--task",
+    "-t",
+    metavar="TASK[@PROTOCOL]",
+    help="The task of ours, where their names do not tell; the protocol, where their prompts do not.",
+)
 @option("--split", metavar="NAME", help="Where the samples are looked up. Default: the split that has most of them.")
 @option(
     "--output-dir",

@@ -144,7 +144,7 @@ def _result(source: Source, rule: str, part: Mapping[str, Any]) -> dict[str, Any
             "additional_details": {
                 "shots": str(metrics["shots"]),
                 "repeats": str(metrics.get("repeats", 1)),
-                "prompts": str(metrics["prompts"]),
+                "prompts": str(metrics["prompts"] or "unknown"),
             },
         },
     }
