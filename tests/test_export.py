@@ -65,7 +65,7 @@ def test_several_runs_are_exported_at_once_and_always_to_the_same_bytes(
         code, out, err = cli("export", "results", "--format", layout, "--output", target)
         assert (code, out) == (0, ""), err
         assert "3 run(s)" in err
-        assert "no prompts" not in err
+        assert "cannot be built anew" not in err
         files = sorted(file for file in (tmp_path / target).rglob("*") if file.is_file())
         written.append({str(file.relative_to(tmp_path / target)): file.read_bytes() for file in files})
     assert written[0] == written[1]
@@ -87,7 +87,7 @@ def test_where_the_data_is_not_here_the_files_have_no_prompts_and_that_is_said(
     edited(made["gsm8k@lm-eval-mini"], prompts="0" * 16)
     code, _, err = cli("export", str(path), "--format", "lm-eval", "--output", "out")
     assert code == 0, err
-    assert "its data is not here, so the files have no prompts" in err
+    assert "its prompts cannot be built anew from the data, so the files have none" in err
     (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
     assert lines(samples.read_bytes())[0]["arguments"] == {"gen_args_0": {"arg_0": "", "arg_1": {}}}
 
