@@ -48,7 +48,8 @@ def export(
     found = layout[format](sources)
     for source in sources:
         if format in ("lm-eval", "eee") and not source.requests:
-            click.echo(f"{source.run.path}: its prompts cannot be built anew from the data, so the files have none.", err=True)
+            missing = "its prompts cannot be built anew from the data, so the files have none."
+            click.echo(f"{source.run.path}: {missing}", err=True)
     for name, content in found.items():
         _write(output / name, content)
     click.echo(f"{len(sources)} run(s), {len(found)} file(s): {output}", err=True)
