@@ -13,7 +13,9 @@ import click
 from qwen_eval import __version__
 from qwen_eval.commands.compare import compare
 from qwen_eval.commands.data import data
+from qwen_eval.commands.export import export
 from qwen_eval.commands.gate import gate
+from qwen_eval.commands.import_ import import_
 from qwen_eval.commands.repair import repair
 from qwen_eval.commands.run import run
 from qwen_eval.commands.sandbox import sandbox
@@ -37,7 +39,7 @@ def cli() -> None:
     """Evaluate language-model checkpoints: published prompts, published scoring rules, and how sure a score is."""
 
 
-for command in (run, tasks, score, compare, gate, data, sandbox, repair):
+for command in (run, tasks, score, compare, gate, data, sandbox, repair, export, import_):
     cli.add_command(command)
 
 

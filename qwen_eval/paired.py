@@ -12,7 +12,7 @@ from qwen_eval.errors import IncompleteError, UsageError
 from qwen_eval.results import read_metrics, read_records
 from qwen_eval.stats import Difference, difference
 
-__all__ = ["Flip", "Pair", "check", "find_runs", "pair", "pairs", "sample_scores"]
+__all__ = ["Flip", "Pair", "check", "find_runs", "pair", "pairs", "run_key", "sample_scores"]
 
 SAME = ("task", "protocol", "split", "shots", "mini", "dataset", "prompts", "published_truncation", "sampling")
 """What two runs must have in common for their answers to stand beside each other, fields within fields included."""
@@ -202,11 +202,11 @@ def _flip(
 # ------------------------------------------------------------------------------------------------------------- folders
 
 
-def find_runs(path: Path) -> list[Path]:
-    """Return the finished run folders at or beneath a path, sorted. UsageError where there is none."""
+def find_runs(path: Path, *, missing_ok: bool = False) -> list[Path]:
+    """Return the finished run folders at or beneath a path, sorted. UsageError where there has to be one and is none."""
     own = path / "metrics.json"
     found = [own] if own.is_file() else sorted(path.rglob("metrics.json"))
-    if not found:
+    if not found and not missing_ok:
         raise UsageError(
             f"{path}: expected a folder with finished runs (metrics.json), found none.\n"
             "Next: give a run folder, or the folder that `run` wrote to (results)."
@@ -227,11 +227,15 @@ def pairs(
     return found, ["@".join(key[:2]) for key in ours if key not in theirs]
 
 
+def run_key(metrics: Mapping[str, Any]) -> tuple[str, str, str, bool]:
+    """What there is one run of in a model's folder."""
+    return metrics["task"], metrics["protocol"], metrics["split"], metrics["mini"]
+
+
 def _by_task(path: Path) -> dict[tuple[str, str, str, bool], Path]:
     found: dict[tuple[str, str, str, bool], Path] = {}
     for run in find_runs(path):
-        metrics = read_metrics(run)
-        key = (metrics["task"], metrics["protocol"], metrics["split"], metrics["mini"])
+        key = run_key(read_metrics(run))
         if key in found:
             raise UsageError(
                 f"{path}: expected one run of {key[0]}@{key[1]}, found {found[key]} and {run}.\n"

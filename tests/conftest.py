@@ -1,5 +1,7 @@
 """Fixtures: a cache of its own for every test, no network, real data where it is, tiny models made on the spot."""
 
+import hashlib
+import importlib
 import os
 import subprocess
 import sys
@@ -11,7 +13,9 @@ import pytest
 from qwen_eval import registry
 from qwen_eval.cli import main
 from qwen_eval.data import Dataset, mini_dataset
+from qwen_eval.models.scripted import ScriptedModel
 from qwen_eval.registry import Entry
+from qwen_eval.task import Answer, Chosen, Generate, Generated, Request
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,6 +61,24 @@ def mini(entries: dict[str, Entry]) -> Callable[[str], Dataset]:
 
 
 @pytest.fixture
+def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `python -m qwen_eval …` as a user would, in an empty folder."""
+
+    def call(*words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "qwen_eval", *words],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **settings},
+            timeout=300,
+            check=False,
+        )
+
+    return call
+
+
+@pytest.fixture
 def cli(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
@@ -77,21 +99,43 @@ def cli(
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `python -m qwen_eval …` as a user would, in an empty folder."""
+def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """A scripted chat model in place of a checkpoint; returns the settings it was asked for with."""
+    return script_the_model(monkeypatch)
 
-    def call(*words: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "qwen_eval", *words],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **settings},
-            timeout=300,
-            check=False,
-        )
 
-    return call
+def script_the_model(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    asked: dict[str, object] = {}
+
+    def answer(request: Request) -> Answer:
+        number = int(hashlib.sha256(repr(request).encode()).hexdigest(), 16)
+        if isinstance(request, Generate):
+            return Generated(text=f"The answer is {number % 7}", finish="end", prompt_tokens=5, new_tokens=4)
+        return Chosen(logprobs=tuple(-float(number // 7**index % 7) for index in range(4)), prompt_tokens=5)
+
+    def engine(model: str, **settings: object) -> ScriptedModel:
+        asked.update(settings)
+        return ScriptedModel(answer, chat=True)
+
+    monkeypatch.setattr(importlib.import_module("qwen_eval.commands.run"), "_engine", engine)
+    return asked
+
+
+@pytest.fixture(scope="session")
+def scripted_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of three runs of the scripted model on the small sets: text, options with subjects, repeats. To copy."""
+    from qwen_eval import run
+
+    folder = tmp_path_factory.mktemp("scripted")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("QWEN_EVAL_")]:
+            patch.delenv(name)
+        patch.setenv("QWEN_EVAL_HOME", str(folder / "home"))
+        script_the_model(patch)
+        results = folder / "results"
+        run(task=["gsm8k@lm-eval", "mmlu@qwen"], model="toy", limit=6, output_dir=results)
+        run(task="gsm8k@qwen-chat", model="toy", limit=4, temperature=1.0, repeats=3, output_dir=results)
+    return results
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """The command line as a user meets it: what works, and that every mistake ends in plain lines and its exit code."""
 
-import hashlib
-import importlib
 import json
 import os
 import signal
@@ -15,8 +13,6 @@ import pytest
 
 from qwen_eval.cli import main
 from qwen_eval.errors import UsageError
-from qwen_eval.models.scripted import ScriptedModel
-from qwen_eval.task import Answer, Chosen, Generate, Generated, Request
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -133,25 +129,6 @@ def test_scoring_a_run_folder_gives_the_verdicts_of_the_run(cli: Cli, chat_model
         for row in rows:
             if row["id"] == record["doc_id"]:
                 assert record["verdicts"][row["rule"]] == {"correct": row["correct"], "extracted": row["extracted"]}
-
-
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """A scripted chat model in place of a checkpoint; returns the settings it was asked for with."""
-    asked: dict[str, object] = {}
-
-    def answer(request: Request) -> Answer:
-        number = int(hashlib.sha256(repr(request).encode()).hexdigest(), 16)
-        if isinstance(request, Generate):
-            return Generated(text=f"The answer is {number % 7}", finish="end", prompt_tokens=5, new_tokens=4)
-        return Chosen(logprobs=tuple(-float(number // 7**index % 7) for index in range(4)), prompt_tokens=5)
-
-    def engine(model: str, **settings: object) -> ScriptedModel:
-        asked.update(settings)
-        return ScriptedModel(answer, chat=True)
-
-    monkeypatch.setattr(importlib.import_module("qwen_eval.commands.run"), "_engine", engine)
-    return asked
 
 
 def test_repeats_are_run_shown_and_scored_again(cli: Cli, scripted: dict[str, object], tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qwen_eval import errors
-from qwen_eval.gate import Allowance, Policy, read_policy
+from qwen_eval.gating import Allowance, Policy, read_policy
 from qwen_eval.sandbox.enclosure import Limits
 from qwen_eval.stats import detectable_difference
 

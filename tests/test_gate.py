@@ -13,7 +13,7 @@ import pytest
 from runs import verdicts, write_run
 
 from qwen_eval.errors import IncompleteError, StoreError, UsageError
-from qwen_eval.gate import Allowance, Policy, Unpaired, decide, decide_unpaired, read_policy
+from qwen_eval.gating import Allowance, Policy, Unpaired, decide, decide_unpaired, read_policy
 from qwen_eval.paired import Pair, pair, pairs
 from qwen_eval.stats import Difference
 

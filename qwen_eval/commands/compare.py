@@ -12,13 +12,13 @@ from qwen_eval import registry
 from qwen_eval.commands.options import option
 from qwen_eval.errors import StoreError, UsageError
 from qwen_eval.paired import Pair, check, find_runs, pairs, sample_scores
-from qwen_eval.report.comparison import Run, lines, table
+from qwen_eval.report.comparison import Line, Run, lines, table
 from qwen_eval.report.models import by_part, by_sample, matrix
 from qwen_eval.report.tables import FORMATS
 from qwen_eval.report.verdict import changed, differences, flips
 from qwen_eval.reported import models, notes, reported
 
-__all__ = ["comparable", "compare", "with_task"]
+__all__ = ["beside", "comparable", "compare", "with_task"]
 
 NEEDED: dict[str, type] = {
     "task": str,
@@ -118,6 +118,12 @@ def _beside(paths: Sequence[Path], names: Sequence[str], by: str, format: str) -
         return table(judged, notes(), format=format)
     above = matrix([run.metrics for run in runs], judged, format=format)
     return above if format == "html" else f"{above}\n\n{table(judged, notes(), format=format)}"
+
+
+def beside(paths: Sequence[Path], names: Sequence[str], *, by: str = "task") -> list[Line]:
+    """Return the finished runs beneath the paths beside the published scores; for `qwen_eval.compare`."""
+    rows = [row for name in dict.fromkeys(names) for row in reported(name)]
+    return lines([with_task(metrics) for metrics in comparable(paths)], rows, by=by)
 
 
 def _alike(folders: Sequence[Path], found: Sequence[dict[str, Any]]) -> None:

@@ -2,8 +2,9 @@
 
 import shlex
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,17 +89,21 @@ def evaluate(
     sandbox: "Sandbox | None",
     settings: Mapping[str, Any],
     overwrite: bool,
-    format: str,
+    format: str | None,
     by: str,
-) -> None:
-    """Run everything, write each result as soon as it exists, print one table. A model is unloaded before the next."""
-    from qwen_eval.report.tables import results
-    from qwen_eval.runner import stop_on_signal
+) -> list[Path]:
+    """Run everything, write each result as soon as it exists, print one table (none where `format` is None).
+
+    A model is unloaded before the next. Return the folders of what was finished.
+    """
+    from qwen_eval.runner import Stop, stop_on_signal
 
     finished: list[dict[str, Any]] = []
+    folders: list[Path] = []
+    main = threading.current_thread() is threading.main_thread()  # Python lets only this one take signals
     alone = sum(len(each.plans) for each in planned) == 1 and not failures.found
     try:
-        with stop_on_signal(say) as stop:
+        with stop_on_signal(say) if main else nullcontext(Stop()) as stop:
             for each in planned:
                 for plan in each.plans:
                     name = plan.name if len(planned) == 1 else f"{plan.name} on {each.name}"
@@ -109,13 +114,20 @@ def evaluate(
                         _say_ungraded(plan, finished[-1])
                 each.model.unload()
     except (Interrupted, KeyboardInterrupt) as error:
-        if finished:
-            click.echo(results(finished, format=format, by=by))
-        again = shlex.join(["python", "-m", "qwen_eval", *(word for word in sys.argv[1:] if word != "--overwrite")])
-        raise Interrupted(f"{str(error) or 'Stopped at once.'}\nNext: resume with  {again}") from None
-    if finished:
-        click.echo(results(finished, format=format, by=by))
+        _print(finished, format, by)
+        words = ["python", "-m", "qwen_eval", *(word for word in sys.argv[1:] if word != "--overwrite")]
+        again = f"resume with  {shlex.join(words)}" if format else "the same call again resumes."
+        raise Interrupted(f"{str(error) or 'Stopped at once.'}\nNext: {again}") from None
+    _print(finished, format, by)
     failures.end([f"{each['task']}@{each['protocol']}" for each in finished if each["errors"]])
+    return folders
+
+
+def _print(finished: Sequence[dict[str, Any]], format: str | None, by: str) -> None:
+    from qwen_eval.report.tables import results
+
+    if finished and format:
+        click.echo(results(finished, format=format, by=by))
 
 
 def _run(

@@ -10,16 +10,16 @@ from typing import Any
 import click
 
 from qwen_eval.commands.compare import comparable, with_task
-from qwen_eval.commands.options import option, output_format
+from qwen_eval.commands.options import data_dir, option, output_format
 from qwen_eval.errors import UsageError, did_you_mean
-from qwen_eval.gate import ON_INCONCLUSIVE, Policy, Report, Unpaired, decide, decide_unpaired, read_policy
-from qwen_eval.paired import Pair, pairs
+from qwen_eval.gating import ON_INCONCLUSIVE, Policy, Report, Unpaired, decide, decide_unpaired, read_policy
+from qwen_eval.paired import Pair, find_runs, pairs, run_key
 from qwen_eval.report.comparison import lines
 from qwen_eval.report.verdict import changed, flips, junit, markdown, record, text
 from qwen_eval.reported import reported as published
-from qwen_eval.results import write_bytes, write_json
+from qwen_eval.results import read_metrics, write_bytes, write_json
 
-__all__ = ["gate"]
+__all__ = ["gate", "judge", "run_missing"]
 
 
 @click.command()
@@ -36,6 +36,7 @@ __all__ = ["gate"]
     metavar="DIR",
     help="Runs of the checkpoint in question.",
 )
+@option("--run", "model", metavar="MODEL", help="Run this model first on what the candidate's folder lacks.")
 @option("--policy", "file", type=click.Path(path_type=Path), metavar="FILE", help="What is allowed, as YAML.")
 @option("--max-drop", type=click.FloatRange(0, 100), metavar="POINTS", help="Allowed drop of a task.  [default: 1.0]")
 @option("--on-inconclusive", type=click.Choice(ON_INCONCLUSIVE), help="Exit 6, 0 or 1 then.  [default: report]")
@@ -46,6 +47,7 @@ __all__ = ["gate"]
     metavar="DIR",
     help="Where gate.{xml,md,json} go.  [default: --candidate]",
 )
+@data_dir
 @output_format
 @click.pass_context
 def gate(
@@ -54,11 +56,13 @@ def gate(
     baseline: Path | None,
     reported: str | None,
     candidate: Path,
+    model: str | None,
     file: Path | None,
     max_drop: float | None,
     on_inconclusive: str | None,
     show_flips: bool,
     output: Path | None,
+    data_dir: Path | None,
     format: str,
 ) -> None:
     """Decide for every task of the baseline whether the candidate is worse than allowed.
@@ -71,16 +75,10 @@ def gate(
     DIR is a run folder or a model's folder. Writes gate.xml (JUnit), gate.md and gate.json, and appends gate.md to
     $GITHUB_STEP_SUMMARY where that is set.
     """
-    if (baseline is None) == (reported is None):
-        raise UsageError("Expected --baseline DIR or --reported MODEL, one of the two.")
     policy = _policy(file, max_drop, on_inconclusive)
-    found: Sequence[Pair] = ()
-    if baseline:
-        found, missing = pairs(baseline, candidate)
-        _known_tasks(policy, found, missing)
-        report = decide(found, missing, policy)
-    else:
-        report = _unpaired(str(reported), candidate, policy)
+    if model and baseline:
+        run_missing(model, baseline, candidate, data_dir)
+    report, found = judge(candidate, baseline=baseline, reported=reported, policy=policy)
     against = str(baseline) if baseline else f"{reported} as published"
     content = record(report, baseline=against, candidate=str(candidate), unpaired=baseline is None)
     _write(output or candidate, content)
@@ -92,6 +90,38 @@ def gate(
         for each in found if show_flips and format != "csv" else ():
             click.echo(f"\n{flips(each, most=20, format=format)}")
     ctx.exit(report.exit_code)
+
+
+def judge(
+    candidate: Path, *, baseline: Path | None, reported: str | None, policy: Policy
+) -> tuple[Report, Sequence[Pair]]:
+    """Decide on a candidate beside a baseline's runs or published scores, one of the two; return the pairs as well."""
+    if (baseline is None) == (reported is None):
+        raise UsageError("Expected --baseline DIR or --reported MODEL, one of the two.")
+    if baseline is None:
+        return _unpaired(str(reported), candidate, policy), ()
+    found, missing = pairs(baseline, candidate)
+    _known_tasks(policy, found, missing)
+    return decide(found, missing, policy), found
+
+
+def run_missing(model: str, baseline: Path, candidate: Path, data_dir: Path | None) -> None:
+    """Run a model on what the baseline was run on and the candidate's folder lacks, asked in the same way."""
+    from qwen_eval.api import Settings, run
+
+    there = {run_key(metrics) for metrics in map(read_metrics, find_runs(candidate, missing_ok=True))}
+    for metrics in map(read_metrics, find_runs(baseline)):
+        if run_key(metrics) in there:
+            continue
+        settings: Settings = {"limit": metrics["samples"], "split": metrics["split"], "shots": metrics["shots"]}
+        settings |= {"repeats": metrics.get("repeats", 1), "seed": metrics.get("seed", 0), "output_dir": candidate}
+        settings |= {"published_truncation": metrics.get("published_truncation", False), "data_dir": data_dir}
+        drawn = metrics.get("sampling")
+        if drawn:
+            settings |= {name: drawn[name] for name in ("temperature", "top_p", "top_k")}  # type: ignore[typeddict-item]
+        if "sandbox" in metrics:
+            settings["judge"] = metrics["sandbox"]["judge"]
+        run(task=f"{metrics['task']}@{metrics['protocol']}", model=model, **settings)
 
 
 def _policy(file: Path | None, max_drop: float | None, on_inconclusive: str | None) -> Policy:

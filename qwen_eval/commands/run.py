@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from qwen_eval.registry import Entry
     from qwen_eval.task import Sampling
 
-__all__ = ["run"]
+__all__ = ["kind", "run", "run_tasks"]
 
 
 @click.command()
@@ -150,7 +150,16 @@ __all__ = ["run"]
 )
 @include_path
 @output_format
-def run(
+def run(*, chat: bool, base: bool, config: Path | None, **settings: Any) -> None:
+    """Run tasks on models and print a table. The same command again resumes; nothing is asked twice.
+
+    What fails for one model or task is said at once and keeps nothing from the others.
+    """
+    chat, base = kind(chat, base)
+    run_tasks(chat=chat, base=base, **settings)
+
+
+def run_tasks(
     *,
     task: Sequence[str],
     model: Sequence[str],
@@ -175,20 +184,19 @@ def run(
     base: bool,
     output_dir: Path,
     data_dir: Path | None,
-    config: Path | None,
     dry_run: bool,
     overwrite: bool,
     no_mini: bool,
     published_truncation: bool,
     by: str,
     include_path: Sequence[Path],
-    format: str,
-) -> None:
-    """Run tasks on models and print a table. The same command again resumes; nothing is asked twice.
+    format: str | None,
+) -> list[Path]:
+    """Run tasks on models and return the run folders; what the command does, and `qwen_eval.run`.
 
-    What fails for one model or task is said at once and keeps nothing from the others.
+    What fails for one model or task is said at once and keeps nothing from the others. Tables are printed in `format`,
+    none where it is None. A dry run prints what would run, and returns no folder.
     """
-    chat, base = _kind(chat, base)
     sampling = _sampling(temperature, top_p, top_k, repeats, seed)
     wanted = _wanted(task, include_path)
     models = _models(model)
@@ -236,9 +244,9 @@ def run(
         from qwen_eval.commands.dry_run import print_dry_run
 
         if planned:
-            print_dry_run(planned, format)
+            print_dry_run(planned, format or "text")
         failures.end()
-        return
+        return []
     settings: dict[str, Any] = {"seed": seed} | ({"batch_size": batch_size or "auto"} if deterministic else {})
     with ExitStack() as stack:
         sandbox = None
@@ -253,7 +261,7 @@ def run(
             if sandbox is None:
                 for each in planned:
                     each.plans[:] = [plan for plan in each.plans if not plan.task.programs]
-        evaluate(
+        return evaluate(
             planned,
             output_dir,
             failures,
@@ -265,7 +273,7 @@ def run(
         )
 
 
-def _kind(chat: bool, base: bool) -> tuple[bool, bool]:
+def kind(chat: bool, base: bool) -> tuple[bool, bool]:
     """Where both are set, the nearer source wins: command line, environment, file."""
     if not (chat and base):
         return chat, base

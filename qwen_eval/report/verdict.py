@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
-from qwen_eval.gate import Decision, Report
+from qwen_eval.gating import Decision, Report
 from qwen_eval.paired import Flip, Pair
 from qwen_eval.report.tables import draw
 from qwen_eval.stats import holm, pooled
