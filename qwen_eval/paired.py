@@ -203,7 +203,7 @@ def _flip(
 
 
 def find_runs(path: Path, *, missing_ok: bool = False) -> list[Path]:
-    """Return the finished run folders at or beneath a path, sorted. UsageError where there has to be one and is none."""
+    """Return the finished run folders at or beneath a path, sorted; UsageError where there is none."""
     own = path / "metrics.json"
     found = [own] if own.is_file() else sorted(path.rglob("metrics.json"))
     if not found and not missing_ok:

@@ -173,7 +173,8 @@ class Difference:
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Return the two-sided interval: the differences that neither `p_below` nor `p_above` rules out."""
         tail = (1 - confidence) / 2
-        return _root(lambda at: self.p_above(at) - tail), _root(lambda at: tail - self.p_below(at))
+        low, high = _root(lambda at: self.p_above(at) - tail), _root(lambda at: tail - self.p_below(at))
+        return min(low, self.value), max(high, self.value)  # at the ends of the scale the search stops just before them
 
     def p_below(self, bound: float) -> float:
         """Return the one-sided p-value of "the true difference is `bound` or more": small where it is below."""

@@ -44,7 +44,8 @@ def write_run(
             verdict = {"correct": right, "extracted": "5" if right else "6"}
             lines.append(_record(f"{group}/{number}" if group else str(number), repeat, group, text, {rule: verdict}))
     (path / "records.jsonl").write_text("".join(map(sealed, lines)), encoding="utf-8")
-    (path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    for name in ("metrics.json", "manifest.json"):
+        (path / name).write_text(json.dumps(metrics), encoding="utf-8")
     return path
 
 

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from runs import verdicts, write_run
 
 import qwen_eval
-from qwen_eval import api, compare, load_run, run
+from qwen_eval import api, compare, gate, load_run, run
 from qwen_eval.commands.run import run as run_command
 from qwen_eval.errors import DataError, StoreError, UsageError
+from qwen_eval.gating import Allowance, Policy
 from qwen_eval.reported import models
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,14 +29,14 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_importing_the_package_is_cheap_and_its_names_are_there() -> None:
     code = (
         "import sys, qwen_eval\n"
-        "assert {'run', 'compare', 'load_run'} <= set(dir(qwen_eval))\n"
+        "assert {'run', 'compare', 'gate', 'load_run'} <= set(dir(qwen_eval))\n"
         "ours = {name for name in sys.modules if name.startswith('qwen_eval')}\n"
         "sys.exit(0 if ours == {'qwen_eval'} and not {'click', 'torch', 'pandas'} & set(sys.modules) else str(ours))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert qwen_eval.run is api.run
-    assert set(qwen_eval.__all__) == {"LoadedRun", "__version__", "compare", "load_run", "run"}
+    assert set(qwen_eval.__all__) == {"LoadedRun", "__version__", "compare", "gate", "load_run", "run"}
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         qwen_eval.nothing  # noqa: B018
 
@@ -81,7 +83,8 @@ def test_a_call_writes_what_the_command_writes_and_prints_no_table(
 
 def test_settings_reach_the_run_and_defaults_are_the_commands(scripted: dict[str, object], tmp_path: Path) -> None:
     (loaded,) = run(task="gsm8k", model="toy", limit=0.1, temperature=0.7, repeats=2, seed=3, base=True, overwrite=True)
-    assert scripted == {"engine": "auto", "dtype": "auto", "device": "auto", "batch_size": None, "deterministic": False}
+    expected = {"engine": "auto", "dtype": "auto", "device": "auto", "batch_size": None, "deterministic": False}
+    assert scripted == expected | {"verify": False}
     assert loaded.path.parent.parent == Path("results")
     assert loaded.manifest["protocol"] == "qwen"
     assert loaded.manifest["sampling"] == {"temperature": 0.7, "top_p": 1.0, "top_k": 0}
@@ -201,3 +204,34 @@ def test_comparing_with_a_baseline_gives_the_pairs_of_the_command(
     code, out, err = cli("compare", "--baseline", "old", "new", "--format", "json")
     assert code == 0, err
     assert json.loads(out)[0]["difference"] == pair.difference.value
+
+
+def test_gate_decides_as_the_command_does_and_writes_nothing(cli: Cli) -> None:
+    before, after = verdicts(1500, wins=10, losses=60)
+    old, new = write_run(Path("old/toy@plain"), before), write_run(Path("new/toy@plain"), after)
+    report = gate("new", baseline="old")
+    assert (report.outcome, report.exit_code) == ("REGRESSION", 1)
+    assert not list(Path("new").rglob("gate.*"))
+    assert cli("gate", "--baseline", "old", "--candidate", "new")[0] == 1
+    assert json.loads(Path("new/gate.json").read_text())["tasks"][0]["p"] == report.decisions[0].p
+    assert gate(new, baseline=old, policy=Policy(default=Allowance(max_drop=0.1))).outcome == "PASS"
+    Path("gate.yaml").write_text("default: {max_drop: 10}")
+    assert gate(load_run(new), baseline=load_run(old), policy="gate.yaml").outcome == "PASS"
+    with pytest.raises(UsageError, match="one of the two"):
+        gate("new")
+
+
+def test_the_gate_runs_what_is_missing_first(cli: Cli, scripted: dict[str, object]) -> None:
+    code, _, err = cli(
+        "run", "--task", "gsm8k@qwen-chat,mmlu@qwen", "--limit", "6", "--output-dir", "old", "--seed", "3"
+    )
+    assert code == 0, err
+    assert cli("run", "--task", "gsm8k@qwen-chat", "--limit", "6", "--output-dir", "new", "--seed", "3")[0] == 0
+    finished = sorted(Path("new").rglob("metrics.json"))
+    before = finished[0].read_bytes()
+    code, out, err = cli("gate", "--baseline", "old", "--candidate", "new", "--run", "any")
+    assert code == 0, err
+    assert out.count("every output is the same") == 2
+    assert len(list(Path("new").rglob("metrics.json"))) == 2
+    assert finished[0].read_bytes() == before
+    assert {json.loads(path.read_text())["samples"] for path in Path("new").rglob("metrics.json")} == {6}

@@ -80,6 +80,7 @@ MAY_IMPORT = {
     "qwen_eval.api": {
         "qwen_eval.commands",
         "qwen_eval.errors",
+        "qwen_eval.gating",
         "qwen_eval.loaded",
         "qwen_eval.paired",
         "qwen_eval.report.comparison",

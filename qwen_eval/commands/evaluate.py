@@ -111,6 +111,7 @@ def evaluate(
                         path = _model_folder(output_dir, each.model.identity) / plan.folder
                         manifest = _manifest(plan, each.model.identity, settings)
                         finished.append(_run(plan, each.model, path, manifest, sandbox, stop, name, overwrite))
+                        folders.append(path)
                         _say_ungraded(plan, finished[-1])
                 each.model.unload()
     except (Interrupted, KeyboardInterrupt) as error:
