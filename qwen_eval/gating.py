@@ -144,7 +144,9 @@ def _decision(pair: Pair, allowance: Allowance, drop: float, p: float, policy: P
         outcome, why = PASS, f"not worse by {_points(drop)}"
     else:
         needed = found.items_to_decide(-drop, policy.confidence)
-        why = _undecided(found, low, high, drop, needed)
+        more = found.repeats_to_decide(-drop, policy.confidence, pair.drawn_error)
+        repeats = math.ceil(more * pair.repeats) if more else None
+        why = _undecided(found, high, drop, needed, repeats)
     before, after = pair.means
     return Decision(
         name=pair.name,
@@ -163,12 +165,13 @@ def _decision(pair: Pair, allowance: Allowance, drop: float, p: float, policy: P
     )
 
 
-def _undecided(found: Difference, low: float, high: float, drop: float, needed: int | None) -> str:
+def _undecided(found: Difference, high: float, drop: float, needed: int | None, repeats: int | None) -> str:
     if high < -drop:
         return "beyond what is allowed, but not after correction for the number of tasks"
     if needed is None:
         return "the difference is just the allowed one: no number of items decides"
-    return f"about {needed:,} items would decide, here are {found.n:,}"
+    again = f", or {repeats:,} repeats of these" if repeats else ""
+    return f"about {needed:,} items would decide, here are {found.n:,}{again}"
 
 
 def _missing(name: str, allowance: Allowance) -> Decision:

@@ -62,6 +62,23 @@ class Pair:
         return difference(*self.scores, weights=self._weights if macro else None, clusters=self.clusters)
 
     @property
+    def repeats(self) -> int:
+        """How often both runs asked every item."""
+        return int(min(self.baseline.get("repeats", 1), self.candidate.get("repeats", 1)))
+
+    @property
+    def drawn_error(self) -> float:
+        """The part of the difference's squared error that comes from drawing answers; 0 where items were asked once.
+
+        An item whose answers are right with probability p, asked r times, adds p (1 - p) / (r - 1), by its own mean.
+        """
+        counts = [run.get("repeats", 1) for run in (self.baseline, self.candidate)]
+        if min(counts) < 2:
+            return 0.0
+        parts = (p * (1 - p) / (r - 1) for r, scores in zip(counts, self.scores, strict=True) for p in scores)
+        return float(sum(parts)) / len(self.samples) ** 2
+
+    @property
     def _weights(self) -> list[float]:
         """The weight of each sample in a mean over groups."""
         groups = [each.partition("/")[0] for each in self.samples]

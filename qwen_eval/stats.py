@@ -193,6 +193,18 @@ class Difference:
         reach, away = (self.value - low if self.value > bound else high - self.value), abs(self.value - bound)
         return math.ceil(self.n * (reach / away) ** 2) if away > 1e-12 else None
 
+    def repeats_to_decide(self, bound: float, confidence: float, within: float) -> float | None:
+        """Return how many times as many answers an item would rule out `bound`; None where no number does.
+
+        `within` is the part of the squared `error` that comes from drawing answers, which alone gets smaller.
+        """
+        away = abs(self.value - bound)
+        low, high = self.interval(confidence)
+        reach = self.value - low if self.value > bound else high - self.value
+        allowed = (self.error * away / reach) ** 2 if reach > 0 else 0.0
+        between = max(0.0, self.error**2 - within)
+        return within / (allowed - between) if allowed > between and within else None
+
     def _tail(self, statistic: float) -> float:
         from scipy.special import ndtr, stdtr
 

@@ -80,6 +80,27 @@ def test_what_is_inconclusive_says_how_many_items_would_decide(tmp_path: Path) -
     assert outcome(tmp_path / "many", 164 * times, wins=5 * times, losses=5 * times) == "PASS"
 
 
+def test_repeats_decide_where_the_doubt_comes_from_drawing(tmp_path: Path) -> None:
+    draw = numpy.random.default_rng(12)
+
+    def runs(name: str, repeats: int, chances: Any) -> Path:
+        drawn = draw.random((400, repeats)) < chances[:, None]
+        return write_run(tmp_path / name, [[bool(each) for each in row] for row in drawn])
+
+    chances = draw.uniform(0.2, 0.8, size=400)  # the same for both: all doubt is of drawing
+    [few] = decide([pair(runs("old", 4, chances), runs("new", 4, chances))], [], Policy()).decisions
+    assert few.outcome == "INCONCLUSIVE"
+    repeats = int(few.why.split(", or ")[1].split(" repeats")[0].replace(",", ""))
+    assert 4 < repeats < 2000
+    many = pair(runs("old2", 2 * repeats, chances), runs("new2", 2 * repeats, chances))
+    assert many.drawn_error == pytest.approx(many.difference.error**2, rel=0.25)
+    assert decide([many], [], Policy()).outcome == "PASS"
+    apart = numpy.where(numpy.arange(400) % 2, 0.95, 0.05)  # items differ much and surely: no number of repeats helps
+    [each] = decide([pair(runs("old3", 50, apart), runs("new3", 50, 1 - apart))], [], Policy()).decisions
+    assert each.outcome == "INCONCLUSIVE"
+    assert "repeats" not in each.why
+
+
 def test_items_tiers_and_missing_tasks(tmp_path: Path) -> None:
     bad = pair(*two(tmp_path / "bad", 1319, name="bad", wins=0, losses=100))
     good = pair(*two(tmp_path / "good", 1319, name="good", wins=20, losses=20))
