@@ -91,6 +91,11 @@ def test_csv_has_one_line_a_number() -> None:
     assert float(rows[0]["score"]) == 0.375
 
 
+def test_code_that_was_run_without_a_sandbox_is_marked() -> None:
+    assert "mmlu@qwen-chat (mini) (unsafe)" in results([{**METRICS, "sandbox": {"mode": "unsafe", "judge": "split"}}])
+    assert "unsafe" not in results([{**METRICS, "sandbox": {"mode": "namespaces", "judge": "split"}}])
+
+
 def test_pass_at_k_of_repeated_code_tasks() -> None:
     once = {**METRICS, "pass_at": {"1": {"score": 0.375, "low": 0.1, "high": 0.9}}}
     assert "pass@" not in results([once])

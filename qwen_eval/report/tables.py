@@ -80,7 +80,10 @@ def draw(rows: Sequence[Mapping[str, Any]], format: str = "text") -> str:
 
 
 def _name(metrics: Mapping[str, Any]) -> str:
-    return f"{metrics['task']}@{metrics['protocol']}{' (mini)' if metrics['mini'] else ''}"
+    """A run's name, marked where it is on the small set, or ran model-written code without a sandbox."""
+    unsafe = metrics.get("sandbox", {}).get("mode") == "unsafe"
+    marks = f"{' (mini)' if metrics['mini'] else ''}{' (unsafe)' if unsafe else ''}"
+    return f"{metrics['task']}@{metrics['protocol']}{marks}"
 
 
 def _told_apart(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
