@@ -13,6 +13,7 @@ __all__ = [
     "OPENCOMPASS_CUT",
     "chat",
     "chatml",
+    "evalplus_chat",
     "lettered",
     "opencompass_chat",
     "opencompass_chatml",
@@ -35,6 +36,12 @@ def lettered(row: Row, letters: Sequence[str] = LETTERS) -> str:
 def chat(text: str) -> Chat:
     """Return one user turn after the default system turn: the prompt of Qwen's chat scripts."""
     return Chat((Turn("system", DEFAULT_SYSTEM), Turn("user", text)))
+
+
+def evalplus_chat(problem: str) -> Chat:
+    """Return EvalPlus' instruction around a problem in a fence; its prefilled beginning of the reply is left out."""
+    asked = "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
+    return Chat((Turn("user", f"{asked}\n```\n{problem.strip()}\n```\n"),))
 
 
 def opencompass_chat(rounds: Sequence[tuple[str, str]], text: str) -> Chat:

@@ -10,21 +10,10 @@ large test passes, `base` whether the asserts hold. Score: greedy pass@1 of `plu
 
 from collections.abc import Callable
 
+from qwen_eval import prompts
 from qwen_eval.scorers import code
 from qwen_eval.scorers.text import cut
-from qwen_eval.task import (
-    Chat,
-    DatasetSpec,
-    Execute,
-    Generate,
-    ProgramRule,
-    Protocol,
-    Rows,
-    Sample,
-    SplitSpec,
-    Task,
-    Turn,
-)
+from qwen_eval.task import DatasetSpec, Execute, Generate, ProgramRule, Protocol, Rows, Sample, SplitSpec, Task
 
 DATA = DatasetSpec(
     name="mbpp_plus",
@@ -98,19 +87,8 @@ def standard(dataset: Rows, shots: int) -> Callable[[Sample], Generate]:
 
 
 def standard_chat(dataset: Rows, shots: int) -> Callable[[Sample], Generate]:
-    """EvalPlus' instruction and the prompt in a fence; its prefilled beginning of the reply is left out."""
-    return lambda sample: Generate(
-        prompt=Chat(
-            (
-                Turn(
-                    "user",
-                    "Please provide a self-contained Python script that solves the following problem in a markdown "
-                    f"code block:\n```\n{sample.row['prompt'].strip()}\n```\n",
-                ),
-            )
-        ),
-        max_new_tokens=768,
-    )
+    """EvalPlus' instruction."""
+    return lambda sample: Generate(prompt=prompts.evalplus_chat(sample.row["prompt"]), max_new_tokens=768)
 
 
 TASK = Task(
