@@ -279,7 +279,9 @@ def describe(error: BaseException) -> tuple[list[str], str, tuple[Any, ...], str
     mro = type(error).__mro__
     own = [kind.__name__ for kind in mro if getattr(builtins, kind.__name__, None) is not kind]
     base = next(kind.__name__ for kind in mro if getattr(builtins, kind.__name__, None) is kind)
-    arguments = tuple(one if type(one) in _SIMPLE else _text(one) for one in error.args)
+    # A syntax error says what it is only by its text; its arguments alone would say None.
+    words = (_text(error),) if isinstance(error, SyntaxError) else error.args
+    arguments = tuple(one if type(one) in _SIMPLE else _text(one) for one in words)
     state = {name: one for name, one in classes.state_of(error).items() if type(one) in _SIMPLE}
     return own, base, arguments, _text(error), state
 

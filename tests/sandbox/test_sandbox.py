@@ -54,7 +54,7 @@ def test_verdicts_say_what_happened(box: Sandbox) -> None:
     assert judged(box, RIGHT) == Outcome(passed=True, result="passed", judge="split")
     assert judged(box, RIGHT.replace("+", "-")).result == "failed: AssertionError"
     assert judged(box, "def add(a, b):\n    raise KeyError(a)\n").result == "failed: KeyError: 2"
-    assert judged(box, "def add(a b):").result.startswith("failed: SyntaxError")
+    assert judged(box, "def add(a b):").result == "failed: SyntaxError: invalid syntax (program.py, line 1)"
     assert judged(box, "x = 1").result == "failed: NameError: name 'add' is not defined"
     assert judged(box, "import sys\nsys.exit(0)").result.startswith("failed: SystemExit")
     assert judged(box, "import os\nos._exit(0)").result.startswith("failed: the program broke off")
