@@ -77,7 +77,7 @@ def sandbox_options(command: Command) -> Command:
             "--container",
             default="",
             metavar="ENGINE[:IMAGE]",
-            help="docker or podman: the sandbox in a container, where ordinary users get no namespaces.",
+            help="docker, podman or runsc: the sandbox in a container, where ordinary users get no namespaces.",
         ),
         option(
             "--judge",

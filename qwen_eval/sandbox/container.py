@@ -21,7 +21,7 @@ __all__ = ["ENGINES", "start"]
 
 IMAGE: Final = "debian:stable-slim"
 PATIENCE: Final = 600.0  # seconds: the engine may have to fetch the image
-_UNMASK: Final = {"docker": "systempaths=unconfined", "podman": "unmask=ALL"}
+_UNMASK: Final = {"docker": "systempaths=unconfined", "podman": "unmask=ALL", "runsc": "systempaths=unconfined"}
 ENGINES: Final = tuple(_UNMASK)
 
 
@@ -52,6 +52,11 @@ def start(container: str, zygote: Path) -> tuple[subprocess.Popen[bytes], socket
             raise
 
 
+def _program(engine: str) -> str:
+    """The command of an engine: gVisor's runsc is a runtime of Docker's."""
+    return "docker" if engine == "runsc" else engine
+
+
 def _accept(server: socket.socket, process: subprocess.Popen[bytes], said: Path, engine: str) -> socket.socket:
     """Wait for the zygote to call."""
     deadline = time.monotonic() + PATIENCE
@@ -73,7 +78,8 @@ def _zygote(zygote: Path, boot: str) -> list[str]:
 
 def _run(engine: str, folder: str) -> list[str]:
     """The engine's command up to the image."""
-    words = [engine, "run", "--rm", "--network", "none", "--cap-add", "SYS_ADMIN"]
+    words = [_program(engine), "run", "--rm", "--network", "none", "--cap-add", "SYS_ADMIN"]
+    words += ["--runtime", "runsc"] if engine == "runsc" else []
     for option in ("seccomp=unconfined", "apparmor=unconfined", "label=disable", _UNMASK[engine]):
         words += ["--security-opt", option]  # what the zygote does, these forbid; it forbids the programs more
     return words + [f"--volume={place}" for place in [f"{folder}:{folder}", *_mounts()]]

@@ -24,13 +24,17 @@ def install(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(
     ("engine", "image", "unmask"),
-    [("docker", "", "systempaths=unconfined"), ("podman", "registry.example:5000/small", "unmask=ALL")],
+    [
+        ("docker", "", "systempaths=unconfined"),
+        ("podman", "registry.example:5000/small", "unmask=ALL"),
+        ("runsc", "", "systempaths=unconfined"),
+    ],
 )
 def test_programs_are_judged_in_the_container(
     engine: str, image: str, unmask: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = image or "debian:stable-slim"
-    said = install(tmp_path, engine, ENGINE.replace("IMAGE", used), monkeypatch)
+    said = install(tmp_path, "docker" if engine == "runsc" else engine, ENGINE.replace("IMAGE", used), monkeypatch)
     with Sandbox(workers=1, container=f"{engine}:{image}" if image else engine) as box:
         assert box.mode == engine
         source = "import numpy\ndef two():\n    return int(numpy.ones(2).sum())\n"
@@ -40,6 +44,7 @@ def test_programs_are_judged_in_the_container(
     words = said.read_text().splitlines()
     assert words[:5] == ["run", "--rm", "--network", "none", "--cap-add"]
     assert {"seccomp=unconfined", "apparmor=unconfined", unmask} < set(words)
+    assert ("runsc" in words) == (engine == "runsc")
     mounts = [word for word in words if word.startswith("--volume=")]
     assert [mount for mount in mounts if not mount.endswith(":ro")] == mounts[:1]  # all but the socket's folder
     folder = mounts[0].removeprefix("--volume=").partition(":")[0]
@@ -61,7 +66,7 @@ def test_engines_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(SandboxError, match="podman cannot be started"):
         Sandbox(container="podman").__enter__()
-    with pytest.raises(UsageError, match="one of docker, podman, not 'lxc'"):
+    with pytest.raises(UsageError, match="one of docker, podman, runsc, not 'lxc'"):
         Sandbox(container="lxc:x").__enter__()
     with pytest.raises(UsageError, match="exclude each other"):
         Sandbox(container="docker", unsafe=True)
