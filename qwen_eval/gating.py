@@ -32,6 +32,7 @@ __all__ = [
 PASS: Final = "PASS"
 REGRESSION: Final = "REGRESSION"
 INCONCLUSIVE: Final = "INCONCLUSIVE"
+JUST_ALLOWED: Final = "the difference is just the allowed one: no number of items decides"
 TIERS: Final = ("critical", "advisory")
 ON_INCONCLUSIVE: Final = ("report", "pass", "fail")
 
@@ -116,17 +117,22 @@ class Report:
 def decide(pairs: Sequence[Pair], missing: Sequence[str], policy: Policy) -> Report:
     """Decide on every pair of runs; `missing` names the baseline's runs that the candidate has not."""
     allowances = [policy.of(each.baseline["task"], each.baseline["protocol"]) for each in pairs]
-    critical = [number for number, allowance in enumerate(allowances) if allowance.tier == "critical"]
     drops = [allowance.drop(each.means[0]) for each, allowance in zip(pairs, allowances, strict=True)]
-    p_values = [each.difference.p_below(-drop) for each, drop in zip(pairs, drops, strict=True)]
-    corrected = dict(zip(critical, holm([p_values[number] for number in critical]), strict=True))
-    decisions = [
-        _decision(each, allowance, drop, corrected.get(number, p_values[number]), policy)
-        for number, (each, allowance, drop) in enumerate(zip(pairs, allowances, drops, strict=True))
-    ]
+    p_values = _corrected(allowances, [each.difference.p_below(-drop) for each, drop in zip(pairs, drops, strict=True)])
+    decisions = [_decision(*each, policy) for each in zip(pairs, allowances, drops, p_values, strict=True)]
     decisions += [_missing(name, policy.of(*name.split("@", 1))) for name in missing]
-    together = pooled([pairs[number].difference for number in critical]) if len(critical) > 1 else None
+    critical = [each.difference for each, own in zip(pairs, allowances, strict=True) if own.tier == "critical"]
+    together = pooled(critical) if len(critical) > 1 else None
     return Report(decisions=tuple(decisions), policy=policy, together=together)
+
+
+def _corrected(allowances: Sequence[Allowance], p_values: Sequence[float]) -> list[float]:
+    """Return the p-values, those of critical tasks corrected for how many there are."""
+    critical = [number for number, allowance in enumerate(allowances) if allowance.tier == "critical"]
+    found = list(p_values)
+    for number, p in zip(critical, holm([p_values[number] for number in critical]), strict=True):
+        found[number] = p
+    return found
 
 
 def _decision(pair: Pair, allowance: Allowance, drop: float, p: float, policy: Policy) -> Decision:
@@ -169,7 +175,7 @@ def _undecided(found: Difference, high: float, drop: float, needed: int | None, 
     if high < -drop:
         return "beyond what is allowed, but not after correction for the number of tasks"
     if needed is None:
-        return "the difference is just the allowed one: no number of items decides"
+        return JUST_ALLOWED
     again = f", or {repeats:,} repeats of these" if repeats else ""
     return f"about {needed:,} items would decide, here are {found.n:,}{again}"
 
@@ -206,14 +212,9 @@ def decide_unpaired(runs: Sequence[Unpaired], policy: Policy) -> Report:
     The test is the score test of one proportion, whose interval is Wilson's.
     """
     allowances = [policy.of(each.task, each.protocol) for each in runs]
-    critical = [number for number, allowance in enumerate(allowances) if allowance.tier == "critical"]
     drops = [allowance.drop(each.published) for each, allowance in zip(runs, allowances, strict=True)]
-    p_values = [_score_test(each, drop) for each, drop in zip(runs, drops, strict=True)]
-    corrected = dict(zip(critical, holm([p_values[number] for number in critical]), strict=True))
-    decisions = [
-        _unpaired(each, allowance, drop, corrected.get(number, p_values[number]), policy)
-        for number, (each, allowance, drop) in enumerate(zip(runs, allowances, drops, strict=True))
-    ]
+    p_values = _corrected(allowances, [_score_test(each, drop) for each, drop in zip(runs, drops, strict=True)])
+    decisions = [_unpaired(*each, policy) for each in zip(runs, allowances, drops, p_values, strict=True)]
     return Report(decisions=tuple(decisions), policy=policy, together=None)
 
 
@@ -239,7 +240,7 @@ def _unpaired(run: Unpaired, allowance: Allowance, drop: float, p: float, policy
     else:
         away = abs(value + drop)
         needed = math.ceil(run.n * ((high - low) / 2 / away) ** 2) if away > 1e-12 else None
-        why = "" if needed is None else f"about {needed:,} items would decide, here are {run.n:,}"
+        why = f"about {needed:,} items would decide, here are {run.n:,}" if needed else JUST_ALLOWED
     return Decision(
         name=f"{run.task}@{run.protocol}",
         tier=allowance.tier,
@@ -281,7 +282,9 @@ def read_policy(file: Path) -> Policy:
     except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{file}: expected YAML ({' '.join(str(error).split())[:200]}).") from None
     fields = _mapping(content, f"{file}", ("alpha", "on_inconclusive", "default", "tasks"))
-    alpha = _number(fields.get("alpha", 5), f"{file}: alpha", most=50) / 100 or 1e-6
+    alpha = _number(fields.get("alpha", 5), f"{file}: alpha", most=50) / 100
+    if not alpha:
+        raise UsageError(f"{file}: alpha: expected a number above 0; at 0 nothing is ever decided.")
     on_inconclusive = _one_of(fields.get("on_inconclusive", "report"), f"{file}: on_inconclusive", ON_INCONCLUSIVE)
     default = _allowance(fields.get("default"), f"{file}: default", Allowance())
     tasks = _mapping(fields.get("tasks"), f"{file}: tasks")

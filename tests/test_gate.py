@@ -271,6 +271,7 @@ def test_a_policy_of_every_kind(tmp_path: Path) -> None:
         ("default: {tier: vital}", "expected critical or advisory, found 'vital'"),
         ("default: {min_items: 0}", "expected a number of items from 1"),
         ("on_inconclusive: shrug", "expected report or pass or fail"),
+        ("alpha: 0", "alpha: expected a number above 0"),
         ("alpha: true", "alpha: expected a number"),
         ("a: [", "expected YAML"),
     ],

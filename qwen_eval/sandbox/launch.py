@@ -15,9 +15,7 @@ __all__ = ["launch"]
 
 ZYGOTE: Final = Path(__file__).with_name("zygote.py")
 PATIENCE: Final = 120.0  # seconds for the interpreter to start, on whatever machine
-UNSAFE: Final = (
-    "--container docker, or --unsafe-exec, which runs model-written code with your rights and marks the result."
-)
+UNSAFE: Final = "--unsafe-exec, which runs model-written code with your rights and marks the result."
 
 
 def launch(controls: list[socket.socket], *, walls: bool, engine: str) -> subprocess.Popen[bytes]:

@@ -308,6 +308,7 @@ def test_where_there_is_no_sandbox_three_lines_say_what_to_do(
     said = launch._explain({"stage": "namespaces", "error": "PermissionError: unshare"})
     assert re.search(expected, said), said
     assert len(said.splitlines()) == 3
+    assert said.count("--container") <= 1
     assert said.endswith("--unsafe-exec, which runs model-written code with your rights and marks the result.")
 
 
