@@ -492,6 +492,10 @@ class Task:
     A code task has `programs` instead of `rules`: each finds a program in the output, and the sandbox runs it. `checks`
     are rules that ask the sandbox or a judge first. `measures` are the numbers beside the score, in the order of their
     columns. `unrecorded` are columns that are too large to stand in every record.
+
+    `prepare` gets what the rules need from outside (a vocabulary), before anything is asked; it raises a MissingError.
+    `rules_by_tokens` returns the rules as they are with another tokenizer than the task's own, which it gets as a
+    function from a text to its tokens, each decoded.
     """
 
     name: str
@@ -510,3 +514,5 @@ class Task:
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     bad_golds: tuple[str, ...] = ()
     submission: Callable[[Mapping[str, str | None]], object] | None = None
+    prepare: Callable[[], None] | None = None
+    rules_by_tokens: Callable[[Callable[[str], Sequence[str]]], Mapping[str, Rule]] | None = None
