@@ -23,7 +23,8 @@ from typing import Any
 __all__ = ["TOOLS", "WORK", "evaluate", "report"]
 
 WORK = 2_000_000
-"""What a program may spend: one for a node of its tree, and one for each 16 bytes of what is built or compared."""
+"""What a program may spend, in steps of about a microsecond: one for a node of its tree, one for each 16 bytes of what
+is built or compared, 20 for a character of its text, and more for what is looked up by a wrong name."""
 
 
 class Unsupported(Exception):
@@ -104,7 +105,7 @@ class _Program:
         self.functions = BUILTINS | {name: tool for name, tool in TOOLS.items() if name in code}
         self.state = state
         self.work = WORK
-        self.weigh([code])
+        self.spend(20 * len(code))
 
     def spend(self, amount: int) -> None:
         self.work -= amount
@@ -229,7 +230,7 @@ class _Program:
         """Return what a name stands for, or the name that is spelt most like it."""
         if name in values:
             return values[name]
-        self.spend(len(name) * sum(len(key) for key in values) // 100)
+        self.spend(sum(20 + len(name) * len(key) // 4 for key in values))
         near = difflib.get_close_matches(name, list(values))
         if not near:
             raise Unsupported(f"{name} is not defined")
