@@ -265,17 +265,15 @@ def report(dialogue: str) -> str:
     (the reference solutions; the n-th of every step share a state). Returns a JSON list: `value` (as text), `answers`
     (theirs), and for each of these whether the value is `equal` to it, or a dictionary that is `holding` it.
     """
+    steps = json.loads(dialogue)
     state: dict[str, Any] = {}
-    references: dict[int, dict[str, Any]] = {}
+    references: list[dict[str, Any]] = [{} for _ in range(max(len(step["answers"]) for step in steps))]
     found = []
-    for step in json.loads(dialogue):
-        state |= step["inputs"]
+    for step in steps:
+        for each in (state, *references):
+            each |= step["inputs"]
         value = None if step["code"] is None else evaluate(step["code"], state)
-        wanted = []
-        for number, answer in enumerate(step["answers"]):
-            own = references.setdefault(number, {})
-            own |= step["inputs"]
-            wanted.append(evaluate(answer, own))
+        wanted = [evaluate(answer, own) for answer, own in zip(step["answers"], references, strict=False)]
         held = list(value.values()) if isinstance(value, dict) else []
         found.append(
             {
