@@ -5,10 +5,10 @@ A row has a whole ReAct prompt, in which up to five plugins are described, and a
     prompt    Answer the following questions as best you can. You have access to the following tools:⏎⏎weather: …
     response  Thought: 应该查天气。⏎Action: weather⏎Action Input: {"city": "杭州"}⏎Observation: …⏎Final Answer: …
 
-Of the positive rows one plugin is to be called; of the negative ones none, near as they may be. Two versions of the data
-with a protocol each (prompts as stored), and `native`, which asks the same through function calling; two rules that read
-the first call (`qwen_eval/scorers/tool_calling.py`). Score: right decisions over all rows, the right tool or no call;
-beside it stand the published measures.
+Of the positive rows one plugin is to be called; of the negative ones none, near as they may be. Two versions of the
+data with a protocol each (prompts as stored), and `native`, which asks the same through function calling; two rules
+that read the first call (`qwen_eval/scorers/tool_calling.py`). Score: right decisions over all rows, the right tool or
+no call; beside it stand the published measures.
 """
 
 import json
