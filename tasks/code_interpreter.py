@@ -162,10 +162,14 @@ JUDGE = {
 
 
 def to_judge(output: str, sample: Sample, answers: Sequence[Answer]) -> Judge | None:
-    """Return the question to the judge, with every figure of the transcript; None where no good one is among them."""
-    seen = figures(output)
-    if kind(sample) != "visualization" or not seen.clean:
+    """Return the question to the judge, with every figure of the transcript; with none where no good one is there.
+
+    It is asked about every visualization: so an item without a figure is wrong where there is a judge, and like all the
+    others not scored where there is none.
+    """
+    if kind(sample) != "visualization":
         return None
+    seen = figures(output)
     drawn = [
         message.text
         for answer in answers
@@ -173,21 +177,22 @@ def to_judge(output: str, sample: Sample, answers: Sequence[Answer]) -> Judge | 
         for message in answer.messages
         if message.kind == "image"
     ]
-    images = tuple(drawn[number - 1] for number in seen.numbers if 0 < number <= len(drawn))
+    images = tuple(drawn[number - 1] for number in seen.numbers if seen.clean and 0 < number <= len(drawn))
     question = sample.row["query"].partition("<|im_end|>")[0]
-    text = JUDGE["zh" if sample.row["lang"] == "zh" else "en"].format(query=question)
-    return Judge(prompt=text, images=images) if images else None
+    return Judge(prompt=JUDGE["zh" if sample.row["lang"] == "zh" else "en"].format(query=question), images=images)
 
 
 def judged(output: str, sample: Sample, answer: Observed | Judged | None) -> Verdict | None:
-    """Return whether the judge said "right", as published: also in "not right". None where it was not asked."""
-    if kind(sample) != "visualization":
+    """Return whether there is a good figure and the judge said "right", as published: also in "not right".
+
+    None where nobody judged.
+    """
+    if not isinstance(answer, Judged):
         return None
-    if not isinstance(answer, Judged) and figures(output).clean:
-        return None
-    good = isinstance(answer, Judged) and "right" in answer.text.lower()
+    clean = figures(output).clean
+    good = clean and "right" in answer.text.lower()
     measures = dict.fromkeys(("visualization all", f"visualization {sample.group.partition('-')[2]}"), (float(good),))
-    return Verdict(good, answer.text.strip() if isinstance(answer, Judged) else None, measures=measures)
+    return Verdict(good, answer.text.strip() if clean else None, measures=measures)
 
 
 def where_answered(rule: Callable[[str, str], Verdict]) -> Rule:

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "qwen_eval.paths": set(),
     "qwen_eval.stats": set(),
     "qwen_eval.task": set(),
-    "qwen_eval.prompts": {"qwen_eval.task"},
+    "qwen_eval.prompts": {"qwen_eval.errors", "qwen_eval.task"},
     "qwen_eval.wheels": {"qwen_eval.errors"},
     "qwen_eval.vocabulary": {"qwen_eval.errors", "qwen_eval.paths", "qwen_eval.wheels"},
     "qwen_eval.scorers": {"qwen_eval.scorers", "qwen_eval.task", "qwen_eval.vocabulary"},
