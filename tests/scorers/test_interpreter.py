@@ -72,11 +72,9 @@ def test_what_the_model_sees_of_a_step(case: dict[str, Any]) -> None:
 def test_the_verdict_of_a_judge(case: dict[str, Any]) -> None:
     asked, images = sample(case["group"]), Observed(cell="", messages=(Message("image", "iVBOR"),), end="ok")
     request = TASK.checks["judge"].request(case["output"], asked, [images])
+    assert (list(request.images) if isinstance(request, Judge) else None) == case["images"]
     reply = None if case["reply"] is None else Judged(judged="", text=case["reply"])
-    if reply is not None and case["correct"] is not None:
-        assert isinstance(request, Judge)
-        assert request.images == ("iVBOR",)
-    verdict = TASK.checks["judge"].verdict(case["output"], asked, reply)
+    verdict = TASK.checks["judge"].verdict(case["output"], asked, reply if request else None)
     assert (verdict and verdict.correct) == case["correct"]
 
 
@@ -120,9 +118,16 @@ def test_the_judge_is_asked_in_the_language_of_the_item() -> None:
     )
 
 
-def test_a_figure_that_was_only_written_is_put_to_no_judge() -> None:
+def test_a_figure_that_was_only_written_is_not_there() -> None:
     output = "\nObservation: stdout:\n\n```\n![fig-001](fig-001.png)\n```\nThought:"
-    assert TASK.checks["judge"].request(output, sample("visualization-hard"), []) is None
+    request = TASK.checks["judge"].request(output, sample("visualization-hard"), [])
+    assert isinstance(request, Judge)
+    assert request.images == ()
+
+
+def test_without_a_judge_no_item_is_scored_by_it() -> None:
+    for output in ("Final Answer: no figure", "\nObservation: ![fig-001](fig-001.png)\nThought:"):
+        assert TASK.checks["judge"].verdict(output, sample("visualization-hard"), None) is None
 
 
 # ------------------------------------------------------------------------------------------------------------- numbers
