@@ -165,7 +165,7 @@ class Sessions:
         for one in self._threads:
             one.join(timeout=5)
         for seat in self._seats:
-            seat.control.close()
+            seat.close()
 
     def submit(self, ticket: int, step: Step) -> None:
         """Put a step in line; `ticket` comes back with what was seen."""
@@ -272,6 +272,11 @@ class _Seat:
         """End the worker process, and with it the session."""
         with contextlib.suppress(OSError):
             self.control.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Let go of what is left when the worker has ended."""
+        self._forget()
+        self.control.close()
 
     def end(self) -> None:
         """End the session."""
