@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "qwen_eval.multiple_choice": {"qwen_eval.prompts", "qwen_eval.scorers", "qwen_eval.task"},
     "qwen_eval.code_interpreter": {"qwen_eval.prompts", "qwen_eval.scorers", "qwen_eval.task"},
     "qwen_eval.readers": {"qwen_eval.errors"},
-    "qwen_eval.fetch": {"qwen_eval.errors", "qwen_eval.paths", "qwen_eval.task"},
+    "qwen_eval.fetch": {"qwen_eval.errors", "qwen_eval.paths", "qwen_eval.task", "qwen_eval.wheels"},
     "qwen_eval.data": {"qwen_eval.errors", "qwen_eval.fetch", "qwen_eval.paths", "qwen_eval.readers", "qwen_eval.task"},
     "qwen_eval.registry": {"qwen_eval.errors", "qwen_eval.paths", "qwen_eval.task"},
     "qwen_eval.results": {"qwen_eval.errors", "qwen_eval.task"},
