@@ -84,7 +84,6 @@ BAD_GOLDS: Final = (
     "live_multiple_507-149-4",
     "live_multiple_862-181-3",
     "live_multiple_964-207-0",
-    "live_multiple_1038-265-0",
 )
 
 NO_CALL: Final = "no call"
