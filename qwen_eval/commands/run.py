@@ -362,9 +362,12 @@ def _judge(name: str) -> "Judging | None":
     """Return the judge that was named, None where none was. Raises UsageError, ModelError."""
     if not name:
         return None
-    from qwen_eval.models.endpoint import open_judge
+    from qwen_eval.models.connection import PREFIX
+    from qwen_eval.models.endpoint import JudgeEndpoint
 
-    return open_judge(name)
+    if not name.startswith(PREFIX):
+        raise UsageError(f"--judge-model {name}: expected {PREFIX}URL#NAME, found something else.")
+    return JudgeEndpoint(name, say=say)
 
 
 def _by_own_tokens(plan: "Plan", model: "Model") -> "Plan":
