@@ -173,6 +173,7 @@ TASK = Task(
         Measure(name="code", title="Code↑", reported="code score"),
     ),
     splits=("run", "chat"),
+    together=True,
     protocols=(
         Protocol(
             name="run",

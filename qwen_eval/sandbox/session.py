@@ -110,7 +110,7 @@ class Recorder:
         else:
             room = messages.MOST_TEXT - self._texts
             if len(content) > room:
-                self._cut.add(f"Only {messages.MOST_TEXT >> 20} MiB of output are kept of a step.")
+                self._cut.add(f"Only {messages.MOST_TEXT >> 20} MiB of output is kept of a step.")
                 content = content[: max(0, room)]
             self._texts += len(content)
         if self._sent >= messages.MOST_MESSAGES and kind != b"x":
