@@ -207,6 +207,8 @@ def test_every_split_file_is_pinned(entries: dict[str, Entry]) -> None:
         spec = entry.task.data
         official = {pin.path: pin for pin in pins(spec, entry.folder)}
         for files in spec.splits.values():
+            if not files.rows:  # nobody published how many there are
+                continue
             paths = [files.file.format(group=group) for group in files.groups or spec.groups or ("",)]
             pinned = sum(official[path].rows for path in paths)
             assert pinned > files.rows if files.part else pinned == files.rows
