@@ -92,7 +92,7 @@ class Connection:
         """Return what the server answers to a request. Raises NoAnswer.
 
         `spare` are fields that a server need not know: one that refuses them by name is asked again without, and from
-        then on at once. They stand above those of `body`.
+        then on at once.
         """
         spare = {name: value for name, value in spare.items() if name not in self._refused}
         sent = dict(spare)
