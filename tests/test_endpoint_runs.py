@@ -73,7 +73,7 @@ def test_nothing_that_is_written_or_said_holds_the_key(cli: Cli, server: Server,
 
 def test_a_failure_is_an_error_and_the_next_run_asks_it_alone(cli: Cli, server: Server, tmp_path: Path) -> None:
     server.misbehave = lambda body, number: Reply(400, b"no") if number == 3 else None
-    code, out, err = cli(*run(server, "--limit", "6"))
+    code, _, err = cli(*run(server, "--limit", "6"))
     assert (code, "HTTP 400: no" in err) == (4, True)
     metrics = json.loads((folder_of(tmp_path) / "metrics.json").read_text())
     assert (metrics["errors"], metrics["score"]) == (1, None)
