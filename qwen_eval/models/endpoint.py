@@ -68,6 +68,10 @@ class EndpointModel:
             raise UsageError(reason)
         return ()
 
+    def pieces(self, text: str) -> tuple[str, ...]:
+        """Raise UsageError: the tokens are the server's."""
+        raise UsageError("--rouge-tokenizer own: the tokens of an endpoint are not known.\nNext: leave the option out.")
+
     def on_progress(self, report: Callable[[int], None]) -> None:
         """Call `report` with the tokens that the server counts for every answer."""
         self._report = report
@@ -112,7 +116,9 @@ class JudgeEndpoint:
         self._pool.drop()
 
     def _answer(self, request: Judge) -> str | Failed:
-        """Ask greedily: the images in their order, then the text."""
+        """Ask greedily: the images in their order, then the text. Where there is no image there is nothing to ask."""
+        if not request.images:
+            return ""
         images = [
             {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}} for image in request.images
         ]

@@ -18,16 +18,18 @@ from typing import Any, Final, Self
 
 from qwen_eval.errors import SandboxError, UsageError
 from qwen_eval.sandbox import wire
+from qwen_eval.sandbox.control import Control
 from qwen_eval.sandbox.launch import launch
 from qwen_eval.sandbox.program import Outcome, Program, read_test
 from qwen_eval.sandbox.verdict import Report, from_official, from_split
 
-__all__ = ["JUDGES", "Sandbox"]
+__all__ = ["JUDGES", "Sandbox", "usable_processors"]
 
 JUDGES: Final = ("split", "official")
 
 
-def _usable_processors() -> int:
+def usable_processors() -> int:
+    """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -49,7 +51,7 @@ class Sandbox:
         if workers is not None and workers < 1:
             raise UsageError(f"The sandbox needs at least one worker, not {workers}.")
         self._judge = judge
-        self._count = workers or _usable_processors()
+        self._count = workers or usable_processors()
         self._unsafe = unsafe
         self._container = container
         self._waiting: queue.Queue[tuple[int, Program] | None] = queue.Queue()
@@ -144,15 +146,14 @@ class _Worker(threading.Thread):
         judge: str,
     ) -> None:
         super().__init__(name="sandbox", daemon=True)
-        self._control = control
+        self._control = Control(control)
         self._waiting = waiting
         self._ready = ready
         self._judge = judge
 
     def stop(self) -> None:
         """Hang up: the worker process ends, and with it what it runs."""
-        with contextlib.suppress(OSError):
-            self._control.shutdown(socket.SHUT_RDWR)
+        self._control.hang_up()
 
     def run(self) -> None:
         while (item := self._waiting.get()) is not None:
@@ -207,7 +208,7 @@ class _Worker(threading.Thread):
         with source, verdict:
             with their_source, their_verdict:
                 try:
-                    wire.send_job(self._control, job, [their_source.fileno(), their_verdict.fileno()])
+                    self._control.send(job, [their_source.fileno(), their_verdict.fileno()])
                 except wire.BrokenWire:
                     return Report(end="broken")
             with contextlib.suppress(wire.BrokenWire):  # whoever does not read it has ended, and the report says why
@@ -216,10 +217,12 @@ class _Worker(threading.Thread):
             with contextlib.suppress(wire.BrokenWire):
                 for message in to_judge:
                     wire.send_json(verdict, message)
-            try:
-                said, _ = wire.receive_job(self._control)
-            except wire.BrokenWire:
-                return Report(end="broken")
+            said = None
+            while said is None:
+                try:
+                    said = self._control.receive()
+                except wire.BrokenWire:
+                    return Report(end="broken")
             return Report.of(said, _verdict(verdict))
 
 

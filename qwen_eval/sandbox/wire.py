@@ -6,14 +6,31 @@ import os
 import socket
 from typing import Any, Final
 
-__all__ = ["LONGEST", "BrokenWire", "receive", "receive_job", "receive_json", "send", "send_job", "send_json"]
+__all__ = [
+    "LONGEST",
+    "MOST_DESCRIPTORS",
+    "BrokenWire",
+    "framed",
+    "receive",
+    "receive_job",
+    "receive_json",
+    "send",
+    "send_job",
+    "send_json",
+]
 
 LONGEST: Final = 512 << 20  # bytes of one message; more is refused by whoever receives it
+MOST_DESCRIPTORS: Final = 253  # the kernel's limit for one message
 _PIECE: Final = 1 << 20
 
 
 class BrokenWire(Exception):
     """The other side is gone, or sent what is not a message."""
+
+
+def framed(*parts: bytes) -> bytes:
+    """Return messages as the bytes that `send` would send."""
+    return b"".join(piece for part in parts for piece in (len(part).to_bytes(8, "little"), part))
 
 
 def send(wire: socket.socket, message: bytes | bytearray) -> None:
@@ -67,7 +84,7 @@ def send_job(wire: socket.socket, job: object, descriptors: list[int]) -> None:
 def receive_job(wire: socket.socket) -> tuple[Any, list[int]]:
     """Wait for what `send_job` sends; descriptors are closed on exec."""
     try:
-        data, ancillary, _, _ = wire.recvmsg(1 << 16, socket.CMSG_SPACE(64 * 4), socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = wire.recvmsg(1 << 16, socket.CMSG_SPACE(MOST_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC)
     except OSError as error:
         raise BrokenWire("the other side is gone") from error
     if not data:
