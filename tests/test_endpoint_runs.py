@@ -88,6 +88,8 @@ def test_a_failure_is_an_error_and_the_next_run_asks_it_alone(cli: Cli, server: 
     ("words", "code", "expected"),
     [
         (["--task", "mmlu@qwen"], 2, "mmlu@qwen (mini) on endpoint:"),
+        (["--task", "gsm8k", "--judge-model", "endpoint:http://127.0.0.1:1/v1"], 3, "no server can be reached there"),
+        (["--task", "gsm8k", "--judge-model", "gpt"], 2, "--judge-model gpt: expected endpoint:URL#NAME"),
         (["--task", "gsm8k", "--deterministic"], 2, "--deterministic: an endpoint decides itself"),
         (["--task", "gsm8k", "--model", "endpoint:nowhere"], 2, "expected endpoint:URL#NAME"),
         (["--task", "gsm8k", "--model", "endpoint:http://127.0.0.1:1/v1"], 3, "no server can be reached there"),

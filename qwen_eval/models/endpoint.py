@@ -70,7 +70,10 @@ class EndpointModel:
 
     def pieces(self, text: str) -> tuple[str, ...]:
         """Raise UsageError: the tokens are the server's."""
-        raise UsageError("--rouge-tokenizer own: the tokens of an endpoint are not known.\nNext: leave the option out.")
+        raise UsageError(
+            "--rouge-tokenizer own: the tokens of an endpoint are not known.\n"
+            "Next: leave out --rouge-tokenizer, or choose a local model."
+        )
 
     def on_progress(self, report: Callable[[int], None]) -> None:
         """Call `report` with the tokens that the server counts for every answer."""
@@ -236,8 +239,8 @@ def _said(choice: Mapping[str, Any]) -> str:
         if "message" not in choice:
             return "".join([choice["text"]])
         message = choice["message"]
-        calls = [_call(call["function"]) for call in message.get("tool_calls") or ()]
-        return "\n".join([message["content"], *calls] if message.get("content") else calls)
+        content = [message["content"]] if message.get("content") else []
+        return "\n".join([*content, *(_call(call["function"]) for call in message.get("tool_calls") or ())])
     except (KeyError, TypeError, AttributeError):
         raise NoAnswer("the server's answer has no text in it") from None
 
