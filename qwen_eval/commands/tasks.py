@@ -10,12 +10,12 @@ from qwen_eval import registry
 from qwen_eval.commands.options import data_dir, include_path, option
 from qwen_eval.data import Dataset, find_dataset, mini_folder, package_folder, present_folder
 from qwen_eval.errors import UsageError
-from qwen_eval.fetch import host
+from qwen_eval.fetch import host, wheel_file
 from qwen_eval.paths import home
-from qwen_eval.prompts import chatml, opencompass_chatml
+from qwen_eval.prompts import as_text
 from qwen_eval.registry import Entry
 from qwen_eval.scoring import rule_names
-from qwen_eval.task import Choose, Generate, Perplexity, Prompt, Protocol, Request, Sample, Task
+from qwen_eval.task import Choose, Generate, Perplexity, Protocol, Request, Sample, Task
 
 __all__ = ["tasks"]
 
@@ -35,15 +35,16 @@ def tasks(ctx: click.Context, data_dir: Path | None, include_path: Sequence[Path
         task = entry.task
         items = task.data.splits[task.splits[0]].rows
         names = ", ".join(protocol.name for protocol in task.protocols)
-        click.echo(f"{name:<16}{task.title}, {items:,} items, {task.data.licence}, {task.paper}")
-        click.echo(f"{'':<16}protocols  {names}")
-        click.echo(f"{'':<16}data       {source(entry, data_dir)}")
+        size = f"{items:,} items" if items else "size not published"
+        click.echo(f"{name:<18}{task.title}, {size}, {task.data.licence}, {task.paper}")
+        click.echo(f"{'':<18}protocols  {names}")
+        click.echo(f"{'':<18}data       {source(entry, data_dir)}")
 
 
 def source(entry: Entry, data_dir: Path | None) -> str:
     """Return where a task's data would come from now, without looking at the network."""
     for root in (data_dir, home() / "data"):
-        found = present_folder(entry.task.data, root) if root else None
+        found = (present_folder(entry.task.data, root) or wheel_file(entry.task.data, root)) if root else None
         if found:
             return str(found)
     packaged = package_folder(entry.task.data)
@@ -120,20 +121,12 @@ def _request(
 def _rendered(request: Request, model: str | None) -> str:
     if isinstance(request, Perplexity):
         return request.text
-    if isinstance(request.prompt, str):
-        return request.prompt
-    if model is None:
-        return _chatml(request.prompt)
+    if model is None or isinstance(request.prompt, str):
+        return as_text(request.prompt)
     from qwen_eval.models.transformers.checkpoint import locate
     from qwen_eval.models.transformers.tokenization import Tokenizer
 
     return Tokenizer(locate(model).folder).render(request.prompt)
-
-
-def _chatml(prompt: Prompt) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return (opencompass_chatml if prompt.form == "opencompass" else chatml)(prompt.turns)
 
 
 def _settings(request: Request) -> str:
@@ -164,6 +157,7 @@ def _describe(task: Task, data_dir: Path | None, entry: Entry) -> None:
         click.echo(f"  {task.name}@{protocol.name:<18}{kind}, {protocol.shots} shots, rule {protocol.rule}{mean}")
         click.echo(f"  {'':<{len(task.name) + 19}}{protocol.about}")
     runs = "; each runs the program that it finds" if task.programs else ""
+    runs += f"; {', '.join(task.checks)} first have code run or ask a judge" if task.checks else ""
     click.echo(f"\n  rules: {', '.join(rule_names(task))}{runs}")
     if len(task.splits) > 1:
         click.echo(f"  splits: {', '.join(task.splits)} (--split)")
