@@ -7,33 +7,26 @@ then reads the verdict. So a verdict is read once, from a socket that nothing of
 
 import contextlib
 import hmac
-import os
 import queue
 import secrets
 import socket
 import threading
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
 from qwen_eval.errors import SandboxError, UsageError
 from qwen_eval.sandbox import wire
 from qwen_eval.sandbox.control import Control
-from qwen_eval.sandbox.launch import launch
+from qwen_eval.sandbox.enclosed import Enclosed
 from qwen_eval.sandbox.program import Outcome, Program, read_test
 from qwen_eval.sandbox.verdict import Report, from_official, from_split
 
-__all__ = ["JUDGES", "Sandbox", "usable_processors"]
+__all__ = ["JUDGES", "Sandbox"]
 
 JUDGES: Final = ("split", "official")
 
 
-def usable_processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class Sandbox:
+class Sandbox(Enclosed[Outcome]):
     """Runs programs nobody trusts. A context manager; `submit` any number, `collect` until it returns nothing."""
 
     def __init__(
@@ -46,38 +39,15 @@ class Sandbox:
         """
         if judge not in JUDGES:
             raise UsageError(f"A judge is one of {', '.join(JUDGES)}, not {judge!r}.")
-        if unsafe and container:
-            raise UsageError("No isolation and a container exclude each other.")
-        if workers is not None and workers < 1:
-            raise UsageError(f"The sandbox needs at least one worker, not {workers}.")
+        super().__init__(workers=workers, unsafe=unsafe, container=container)
         self._judge = judge
-        self._count = workers or usable_processors()
-        self._unsafe = unsafe
-        self._container = container
         self._waiting: queue.Queue[tuple[int, Program] | None] = queue.Queue()
-        self._ready: queue.Queue[tuple[int, Outcome]] = queue.Queue()
-        self._in_flight = 0
-        self._process: Any = None
         self._workers: list[_Worker] = []
-
-    @property
-    def mode(self) -> str:
-        """How programs are isolated, for manifests: "namespaces", "docker", "podman" or "unsafe"."""
-        return "unsafe" if self._unsafe else self._container.partition(":")[0] or "namespaces"
 
     def __enter__(self) -> Self:
         """Start the zygote and its workers; SandboxError when no isolation can be had."""
-        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(self._count)]
-        try:
-            self._process = launch([theirs for _, theirs in pairs], walls=not self._unsafe, engine=self._container)
-        except BaseException:
-            for ours, _ in pairs:
-                ours.close()
-            raise
-        finally:
-            for _, theirs in pairs:
-                theirs.close()
-        self._workers = [_Worker(ours, self._waiting, self._ready, self._judge) for ours, _ in pairs]
+        controls = self._launch(self._count)
+        self._workers = [_Worker(each, self._waiting, self._ready, self._judge) for each in controls]
         for one in self._workers:
             one.start()
         try:
@@ -105,11 +75,7 @@ class Sandbox:
         for one in self._workers:
             one.stop()
             self._waiting.put(None)
-        try:
-            self._process.wait(timeout=5)
-        except Exception:
-            self._process.kill()  # the kernel then kills pid 1 of its namespace, and with it all others
-            self._process.wait()
+        self._end()
         for one in self._workers:
             one.join(timeout=5)
 
@@ -117,22 +83,6 @@ class Sandbox:
         """Put a program in line; `ticket` comes back with its outcome."""
         self._in_flight += 1
         self._waiting.put((ticket, program))
-
-    def collect(self, *, timeout: float | None = None) -> Sequence[tuple[int, Outcome]]:
-        """Wait until outcomes are there, for `timeout` seconds at most (0 only looks), and return them.
-
-        Empty when nothing is in flight, or nothing is ready in time.
-        """
-        if not self._in_flight:
-            return []
-        found: list[tuple[int, Outcome]] = []
-        with contextlib.suppress(queue.Empty):
-            found.append(self._ready.get(timeout=timeout) if timeout != 0 else self._ready.get_nowait())
-        with contextlib.suppress(queue.Empty):
-            while True:
-                found.append(self._ready.get_nowait())
-        self._in_flight -= len(found)
-        return found
 
 
 class _Worker(threading.Thread):

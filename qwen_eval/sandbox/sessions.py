@@ -7,7 +7,6 @@ steps before. So there are a few seats, each with at most one live session, and 
 
 import contextlib
 import json
-import queue
 import select
 import socket
 import threading
@@ -20,8 +19,7 @@ from typing import Any, Final, Self
 from qwen_eval.errors import SandboxError, UsageError
 from qwen_eval.sandbox import messages, wire
 from qwen_eval.sandbox.control import Control
-from qwen_eval.sandbox.host import usable_processors
-from qwen_eval.sandbox.launch import launch
+from qwen_eval.sandbox.enclosed import Enclosed
 
 __all__ = ["DISTRIBUTIONS", "Seen", "Sessions", "Step"]
 
@@ -73,25 +71,18 @@ class Seen:
     end: str
 
 
-class Sessions:
+class Sessions(Enclosed[Seen]):
     """Runs steps nobody trusts. A context manager; `submit` any number, `collect` until it returns nothing."""
 
     def __init__(
         self, *, workers: int | None = None, unsafe: bool = False, container: str = "", live: int | None = None
     ) -> None:
         """Say how many steps run at a time and how many sessions are alive; the rest is as for `Sandbox`."""
-        if unsafe and container:
-            raise UsageError("No isolation and a container exclude each other.")
-        if workers is not None and workers < 1:
-            raise UsageError(f"The sandbox needs at least one worker, not {workers}.")
+        super().__init__(workers=workers, unsafe=unsafe, container=container)
         if live is not None and not 1 <= live <= wire.MOST_DESCRIPTORS:
             raise UsageError(f"Between 1 and {wire.MOST_DESCRIPTORS} sessions can be alive, not {live}.")
-        count = workers or usable_processors()
-        self._live = live or min(max(MOST_LIVE, count), wire.MOST_DESCRIPTORS)
-        self._count = min(count, self._live)
-        self._unsafe = unsafe
-        self._container = container
-        self._process: Any = None
+        self._live = live or min(max(MOST_LIVE, self._count), wire.MOST_DESCRIPTORS)
+        self._count = min(self._count, self._live)
         self._threads: list[threading.Thread] = []
         self._seats: list[_Seat] = []
         self._idle: list[_Seat] = []  # the one that was used last is last
@@ -100,35 +91,13 @@ class Sessions:
         self._change = threading.Condition()
         self._closed = False
         self._memory = 0
-        self._ready: queue.Queue[tuple[int, Seen]] = queue.Queue()
-        self._in_flight = 0
-
-    @property
-    def mode(self) -> str:
-        """How sessions are isolated, for manifests: "namespaces", "docker", "podman" or "unsafe"."""
-        return "unsafe" if self._unsafe else self._container.partition(":")[0] or "namespaces"
 
     def __enter__(self) -> Self:
         """Start the zygote and its workers; SandboxError when no isolation can be had."""
         import psutil
 
         self._memory = psutil.virtual_memory().available // MEMORY_SHARE
-        pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(self._live)]
-        try:
-            self._process = launch(
-                [theirs for _, theirs in pairs],
-                walls=not self._unsafe,
-                engine=self._container,
-                distributions=DISTRIBUTIONS,
-            )
-        except BaseException:
-            for ours, _ in pairs:
-                ours.close()
-            raise
-        finally:
-            for _, theirs in pairs:
-                theirs.close()
-        self._seats = [_Seat(ours) for ours, _ in pairs]
+        self._seats = [_Seat(each) for each in self._launch(self._live, DISTRIBUTIONS)]
         self._idle = list(self._seats)
         self._threads = [threading.Thread(target=self._work, name="session", daemon=True) for _ in range(self._count)]
         for one in self._threads:
@@ -159,11 +128,7 @@ class Sessions:
             self._change.notify_all()
         for seat in self._seats:
             seat.control.hang_up()
-        try:
-            self._process.wait(timeout=5)
-        except Exception:
-            self._process.kill()  # the kernel then kills pid 1 of its namespace, and with it all others
-            self._process.wait()
+        self._end()
         for one in self._threads:
             one.join(timeout=5)
         for seat in self._seats:
@@ -175,22 +140,6 @@ class Sessions:
         with self._change:
             self._waiting.append((ticket, step))
             self._change.notify()
-
-    def collect(self, *, timeout: float | None = None) -> Sequence[tuple[int, Seen]]:
-        """Wait until steps are finished, for `timeout` seconds at most (0 only looks), and return what was seen.
-
-        Empty when nothing is in flight, or nothing is ready in time.
-        """
-        if not self._in_flight:
-            return []
-        found: list[tuple[int, Seen]] = []
-        with contextlib.suppress(queue.Empty):
-            found.append(self._ready.get(timeout=timeout) if timeout != 0 else self._ready.get_nowait())
-        with contextlib.suppress(queue.Empty):
-            while True:
-                found.append(self._ready.get_nowait())
-        self._in_flight -= len(found)
-        return found
 
     def close(self, key: int) -> None:
         """End the session of a dialogue, if it is alive; a step of it that is running comes to its end first."""
