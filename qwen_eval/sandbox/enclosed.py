@@ -1,4 +1,4 @@
-"""What a sandbox for programs and one for sessions have in common: its beginning, its end, what is collected from it."""
+"""What a sandbox for programs and one for sessions share: their beginning, their end, what is collected from them."""
 
 import contextlib
 import os

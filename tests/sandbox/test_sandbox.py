@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from qwen_eval.errors import SandboxError, UsageError
-from qwen_eval.sandbox import Outcome, Program, Sandbox, host, launch
+from qwen_eval.sandbox import Outcome, Program, Sandbox, launch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ADD = "def check(candidate):\n    assert candidate(2, 3) == 5\n"
@@ -335,4 +335,4 @@ def test_an_interpreter_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPa
 
 
 def test_workers_are_the_processors_this_process_may_use() -> None:
-    assert host.usable_processors() == len(os.sched_getaffinity(0))
+    assert Sandbox()._count == len(os.sched_getaffinity(0))
