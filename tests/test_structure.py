@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "qwen_eval.gating": {"qwen_eval.errors", "qwen_eval.paired", "qwen_eval.stats"},
     "qwen_eval.report": set(),
     "qwen_eval.report.verdict": {"qwen_eval.gating", "qwen_eval.paired", "qwen_eval.report.tables", "qwen_eval.stats"},
+    "qwen_eval.report.precision": {"qwen_eval.loaded", "qwen_eval.report.tables"},
     "qwen_eval.report.models": {"qwen_eval.report.comparison", "qwen_eval.report.tables"},
     "qwen_eval.report.comparison": {"qwen_eval.report.tables", "qwen_eval.reported"},
     "qwen_eval.reported": {"qwen_eval.errors", "qwen_eval.paths"},

@@ -1,5 +1,6 @@
 """`python -m qwen_eval run`: evaluate one or more models on one or more tasks."""
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,8 @@ from qwen_eval.commands.options import (
     data_dir,
     include_path,
     load_config,
+    model_options,
+    named,
     option,
     output_format,
     sandbox_options,
@@ -74,6 +77,13 @@ __all__ = ["kind", "run", "run_tasks"]
     help="Read every file of a model for its fingerprint, also those whose digest is remembered.",
 )
 @option("--dtype", default="auto", show_default=True, help="float32, bfloat16 or float16; auto: by device.")
+@option(
+    "--precision",
+    multiple=True,
+    metavar="NAME,…",
+    help="fp32, bf16, fp16, int8, int4: each model in each of them, as if they were several models.",
+)
+@model_options
 @option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
 @option(
     "--temperature",
@@ -170,6 +180,9 @@ def run_tasks(
     engine: str,
     verify_model: bool,
     dtype: str,
+    precision: Sequence[str],
+    adapter: Path | None,
+    hub: str,
     device: str,
     temperature: float,
     top_p: float,
@@ -200,6 +213,8 @@ def run_tasks(
     sampling = _sampling(temperature, top_p, top_k, repeats, seed)
     wanted = _wanted(task, include_path)
     models = _models(model)
+    precisions: list[str | None] = list(named(precision)) or [None]
+    several = len(models) * len(precisions) > 1
     failures = Failures()
     datasets = _datasets([entry for entry, _ in wanted], data_dir, failures, allow_mini=not no_mini)
     wanted = [(entry, named) for entry, named in wanted if entry.task.data.name in datasets]
@@ -220,10 +235,14 @@ def run_tasks(
     # Identified and planned before the first is loaded: a mistake in the command is said before hours of work.
     planned: list[Planned] = []
     made: dict[tuple[str, str], Plan] = {}
-    for name in models if wanted else []:
-        with failures.apart(name, MissingError, alone=len(models) == 1):
+    for each, loaded_as in itertools.product(models, precisions) if wanted else []:
+        name = f"{each} in {loaded_as}" if loaded_as else each
+        with failures.apart(name, MissingError, alone=not several):
             answering = _engine(
-                name,
+                each,
+                precision=loaded_as,
+                adapter=adapter,
+                hub=hub,
                 engine=engine,
                 dtype=dtype,
                 device=device,
@@ -232,7 +251,7 @@ def run_tasks(
                 verify=verify_model,
             )
             plans = [
-                _plan(each, answering, name, datasets, made=made, make=make, chat=chat, base=base) for each in wanted
+                _plan(one, answering, name, datasets, made=made, make=make, chat=chat, base=base) for one in wanted
             ]
             planned.append(Planned(name, answering, plans))
     for plan in made.values():
@@ -270,6 +289,7 @@ def run_tasks(
             overwrite=overwrite,
             format=format,
             by=by,
+            effect=precisions != [None],
         )
 
 
@@ -366,13 +386,29 @@ def _check_writable(folder: Path) -> None:
 
 
 def _engine(
-    model: str, *, engine: str, dtype: str, device: str, batch_size: int | None, deterministic: bool, verify: bool
+    model: str,
+    *,
+    precision: str | None,
+    adapter: Path | None,
+    hub: str,
+    engine: str,
+    dtype: str,
+    device: str,
+    batch_size: int | None,
+    deterministic: bool,
+    verify: bool,
 ) -> "Model":
+    from qwen_eval.models.transformers.adapters import base_of
     from qwen_eval.models.transformers.checkpoint import checked_dtype, locate
 
     if dtype != "auto":
+        if precision:
+            raise UsageError(f"--dtype {dtype} and --precision {precision}: expected one of them, found both.")
         checked_dtype(dtype)
-    checkpoint = locate(model)
+    checkpoint = locate(model, hub=hub, adapter=adapter, precision=precision)
+    base = base_of(adapter) if adapter else ""
+    if base and not checkpoint.name.lower().startswith(f"{Path(base).name.lower()}+"):
+        say(f"Warning: --adapter {adapter} was trained on {base}; it is put onto {model}.")
     # Idle worker threads that spin steal the processor from whoever has work on a busy machine; read at torch's import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from qwen_eval.models.transformers.engine import open_model
