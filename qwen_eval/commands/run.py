@@ -3,8 +3,9 @@
 import itertools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +32,10 @@ from qwen_eval.report.tables import BY
 
 if TYPE_CHECKING:
     from qwen_eval.data import Dataset
-    from qwen_eval.models.base import Model
+    from qwen_eval.models.base import Judging, Model
     from qwen_eval.plan import Plan
     from qwen_eval.registry import Entry
+    from qwen_eval.sandbox import Sandbox, Sessions
     from qwen_eval.task import Sampling
 
 __all__ = ["kind", "run", "run_tasks"]
@@ -124,6 +126,19 @@ __all__ = ["kind", "run", "run_tasks"]
     help="Fix what is computed together, so that a resumed run gives the same bytes where rounding depends on it.",
 )
 @sandbox_options
+@option(
+    "--judge-model",
+    default="",
+    metavar="endpoint:URL#NAME",
+    help="A model that sees images and judges charts. Without one, what needs a judge is not scored.",
+)
+@option(
+    "--rouge-tokenizer",
+    type=click.Choice(("qwen", "own")),
+    default="qwen",
+    show_default=True,
+    help="Whose tokens Rouge-L counts: one vocabulary for all models, or the model's own, as published.",
+)
 @option("--chat", is_flag=True, help="Use the chat protocol where a task names none.")
 @option("--base", is_flag=True, help="Use the base protocol where a task names none.")
 @option(
@@ -193,6 +208,8 @@ def run_tasks(
     judge: str,
     container: str,
     unsafe_exec: bool,
+    judge_model: str,
+    rouge_tokenizer: str,
     chat: bool,
     base: bool,
     output_dir: Path,
@@ -218,9 +235,17 @@ def run_tasks(
     failures = Failures()
     datasets = _datasets([entry for entry, _ in wanted], data_dir, failures, allow_mini=not no_mini)
     wanted = [(entry, named) for entry, named in wanted if entry.task.data.name in datasets]
+    prepare = {} if dry_run else {entry.task.name: entry.task.prepare for entry, _ in wanted if entry.task.prepare}
+    for name, get in prepare.items():
+        with failures.apart(name, MissingError, alone=len({entry.task.name for entry, _ in wanted}) == 1):
+            get()
+            continue
+        wanted = [each for each in wanted if each[0].task.name != name]
+    judging = _judge(judge_model)
     if not dry_run:
         _check_writable(output_dir)
     from qwen_eval.plan import make_plan
+    from qwen_eval.runner import Helpers
 
     make = partial(
         make_plan,
@@ -231,6 +256,7 @@ def run_tasks(
         sampling=sampling,
         repeats=repeats,
         deterministic=deterministic,
+        judged=judging is not None,
     )
     # Identified and planned before the first is loaded: a mistake in the command is said before hours of work.
     planned: list[Planned] = []
@@ -266,25 +292,30 @@ def run_tasks(
             print_dry_run(planned, format or "text")
         failures.end()
         return []
+    if rouge_tokenizer == "own":
+        planned = [replace(each, plans=[_by_own_tokens(plan, each.model) for plan in each.plans]) for each in planned]
     settings: dict[str, Any] = {"seed": seed} | ({"batch_size": batch_size or "auto"} if deterministic else {})
+    if judging is not None:
+        settings["judge_model"] = {"name": judging.identity.name, "fingerprint": judging.identity.fingerprint}
     with ExitStack() as stack:
-        sandbox = None
-        code = [plan.name for plan in made.values() if plan.task.programs]
+        helpers = Helpers(judge=judging)
+        code = [plan.name for plan in made.values() if plan.needs_sandbox]
         if code:
-            from qwen_eval.sandbox import Sandbox
-
             # Opened before anything is generated: where there is no sandbox, no code task is asked.
             with failures.apart(", ".join(code), SandboxError, alone=len(code) == len(made)):
-                sandbox = stack.enter_context(Sandbox(judge=judge, container=container, unsafe=unsafe_exec))
-                settings["sandbox"] = {"mode": sandbox.mode, "judge": judge}
-            if sandbox is None:
+                walls = {"container": container, "unsafe": unsafe_exec}
+                sandbox, sessions = _sandboxes(stack, made.values(), judge=judge, walls=walls)
+                helpers = replace(helpers, sandbox=sandbox, sessions=sessions)
+                if opened := sandbox or sessions:
+                    settings["sandbox"] = {"mode": opened.mode, "judge": judge}
+            if "sandbox" not in settings:
                 for each in planned:
-                    each.plans[:] = [plan for plan in each.plans if not plan.task.programs]
+                    each.plans[:] = [plan for plan in each.plans if not plan.needs_sandbox]
         return evaluate(
             planned,
             output_dir,
             failures,
-            sandbox=sandbox,
+            helpers=helpers,
             settings=settings,
             overwrite=overwrite,
             format=format,
@@ -327,18 +358,50 @@ def _sampling(temperature: float, top_p: float, top_k: int, repeats: int, seed: 
     return None
 
 
+def _sandboxes(
+    stack: ExitStack, plans: Iterable["Plan"], *, judge: str, walls: Mapping[str, Any]
+) -> "tuple[Sandbox | None, Sessions | None]":
+    """Open what the plans need: a sandbox for programs, one for sessions. Raises SandboxError."""
+    from qwen_eval import sandbox
+
+    programs = any(plan.task.programs for plan in plans)
+    sessions = any(plan.protocol.sessions for plan in plans)
+    return (
+        stack.enter_context(sandbox.Sandbox(judge=judge, **walls)) if programs else None,
+        stack.enter_context(sandbox.Sessions(**walls)) if sessions else None,
+    )
+
+
+def _judge(name: str) -> "Judging | None":
+    """Return the judge that was named, None where none was. Raises UsageError, ModelError."""
+    if not name:
+        return None
+    from qwen_eval.models.endpoint import open_judge
+
+    return open_judge(name)
+
+
+def _by_own_tokens(plan: "Plan", model: "Model") -> "Plan":
+    """Return a plan whose rules count the model's own tokens, where it has rules that count tokens."""
+    if plan.task.rules_by_tokens is None:
+        return plan
+    rules = plan.task.rules_by_tokens(model.pieces)
+    return replace(plan, task=replace(plan.task, rules=rules), rouge_tokenizer="own")
+
+
 def _wanted(names: Sequence[str], include: Sequence[Path]) -> list[tuple["Entry", str | None]]:
     """Load the tasks and check the protocols before anything expensive."""
     from qwen_eval import registry
 
     files = registry.find(include)
-    wanted = []
+    wanted: list[tuple[Entry, str | None]] = []
     for name in dict.fromkeys(name.strip() for given in names for name in given.split(",")):
         task, named = registry.split_name(name)
         entry = registry.load(task, files)
         if named:
             registry.protocol(entry.task, named)
-        wanted.append((entry, named))
+        every = entry.task.protocols if entry.task.together and not named else ()
+        wanted += [(entry, protocol.name) for protocol in every] or [(entry, named)]
     return wanted
 
 

@@ -1,6 +1,9 @@
 """Prompts to token ids and back, exactly: markers typed by a user stay text, options are found in their context."""
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -78,7 +81,8 @@ class Tokenizer:
                 plain.append((place, prompt))
                 continue
             text = self.render(prompt)
-            if not any(marker in turn.content for turn in prompt.turns for marker in self.markers):
+            said = (prompt.begun, prompt.tools, *(turn.content for turn in prompt.turns))
+            if not any(marker in part for part in said for marker in self.markers):
                 # The usual case: one text, tokenized whole, as the model was trained on it.
                 whole.append((place, text))
             else:
@@ -144,35 +148,49 @@ class Tokenizer:
 
     def _conversation(self, prompt: Chat, turns: Sequence[Turn]) -> str:
         if prompt.form == "opencompass" and all(marker in self.markers for marker in CHATML_ENDS[:2]):
-            return opencompass_chatml(turns)
+            return opencompass_chatml(turns) + prompt.begun
         if self.template is None:
             raise UsageError(
                 "this protocol is a conversation, and the model has no chat template.\n"
                 "Next: choose a base protocol (--base), or put a chat_template.jinja into the checkpoint folder."
             )
-        return self._apply(turns, add_generation_prompt=True)
+        return self._apply(turns, add_generation_prompt=True, tools=prompt.tools) + prompt.begun
 
     def _parts(self, prompt: Chat, text: str) -> list[tuple[str, bool]]:
-        """Tell the template's text (True: its markers are control tokens) from what the turns say (False)."""
-        # The same conversation with a place holder for each content shows where the contents are.
+        """Tell the template's text (True: its markers are control tokens) from what is said in it (False).
+
+        That is the contents of the turns, what the assistant has begun, and every text in the declared tools.
+        """
+        # The same conversation with a place holder for each of them shows where they are.
         places = [Turn(turn.role, f"\ue000{index}\ue001") for index, turn in enumerate(prompt.turns)]
-        skeleton = self._conversation(prompt, places)
+        declared = [each for each in _strings(prompt.tools) if any(marker in each for marker in self.markers)]
+        skeleton = self._conversation(replace(prompt, tools=_masked(prompt.tools, declared), begun=""), places)
         contents = [turn.content for turn in prompt.turns]
-        parts = _filled(skeleton, places, contents)
-        if "".join(part for part, _ in parts) != text:  # a template that strips what it is given
-            parts = _filled(skeleton, places, [content.strip() for content in contents])
+        begun = [(prompt.begun, False)] if prompt.begun else []
+        parts: list[tuple[str, bool]] = []
+        for said in (contents, [content.strip() for content in contents]):  # a template may strip what it is given
+            for written in WRITINGS if declared else WRITINGS[:1]:
+                fillings = [written(each) for each in declared]
+                parts = [
+                    piece
+                    for part, control in _filled(skeleton, places, said)
+                    for piece in (_unmasked(part, fillings) if control else [(part, False)])
+                ] + begun
+                if "".join(part for part, _ in parts) == text:
+                    return parts
         return parts
 
-    def _apply(self, turns: Sequence[Turn], *, add_generation_prompt: bool) -> str:
+    def _apply(self, turns: Sequence[Turn], *, add_generation_prompt: bool, tools: str = "") -> str:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        declared = {"tools": json.loads(tools)} if tools else {}
         try:
             text: str = self.inner.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **declared
             )
         except Exception as error:  # a template raises whatever its author wrote
             if turns and turns[0].role == "system":
                 # Templates without a system role (Gemma's, for one) refuse it; the turn is left out.
-                return self._apply(turns[1:], add_generation_prompt=add_generation_prompt)
+                return self._apply(turns[1:], add_generation_prompt=add_generation_prompt, tools=tools)
             raise ModelError(f"The chat template cannot render this conversation ({error}).") from error
         return text
 
@@ -182,8 +200,6 @@ class Tokenizer:
 
     def _end_tokens(self, folder: Path) -> frozenset[int]:
         """Every id that ends an answer: of the generation config, the model config and the tokenizer."""
-        import json
-
         ends: set[int] = set()
         for name in ("generation_config.json", "config.json"):
             try:
@@ -204,6 +220,47 @@ def _filled(skeleton: str, places: Sequence[Turn], contents: Sequence[str]) -> l
             parts += [(before, True), (content, False)]
             skeleton = rest
     return [*parts, (skeleton, True)]
+
+
+WRITINGS: tuple[Callable[[str], str], ...] = (
+    lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+    lambda text: json.dumps(text)[1:-1],
+    lambda text: text,
+)
+"""How a template may write a text of a declared tool: most write JSON."""
+
+
+def _masked(tools: str, texts: Sequence[str]) -> str:
+    """Return the JSON of declared tools with a place holder for each of the texts, names of fields included."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {walk(name): walk(each) for name, each in value.items()}
+        if isinstance(value, list):
+            return [walk(each) for each in value]
+        return f"\ue002{texts.index(value)}\ue003" if value in texts else value
+
+    return json.dumps(walk(json.loads(tools)), ensure_ascii=False) if texts else tools
+
+
+def _unmasked(part: str, fillings: Sequence[str]) -> list[tuple[str, bool]]:
+    """Put texts in the places that `_masked` has made; they are no control tokens, what is around them may be."""
+    pieces = re.split("\ue002([0-9]+)\ue003", part)
+    filled = [(fillings[int(piece)], False) if at % 2 else (piece, True) for at, piece in enumerate(pieces)]
+    return [piece for piece in filled if piece[0]]
+
+
+def _strings(tools: str) -> list[str]:
+    """Return every text in the JSON of declared tools, names of fields included, each once."""
+    found: dict[str, None] = {}
+    waiting: list[Any] = [json.loads(tools)] if tools else []
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            found[value] = None
+        elif isinstance(value, dict | list):
+            waiting += [*value, *value.values()] if isinstance(value, dict) else value
+    return list(found)
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
