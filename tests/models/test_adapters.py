@@ -210,7 +210,7 @@ def test_folders_that_are_no_adapters_and_a_missing_package(
 ) -> None:
     folder, adapter = str(tiny_checkpoint("qwen2")), make()
     for nothing in (tmp_path / "nowhere", Path(folder)):
-        with pytest.raises(ModelError, match="expected a folder with adapter_config.json"):
+        with pytest.raises(ModelError, match=r"expected a folder with adapter_config\.json"):
             locate(folder, adapter=nothing)
     with pytest.raises(ModelError, match=r"found an adapter alone\.\n.* --adapter"):
         locate(str(adapter))

