@@ -32,8 +32,8 @@ from qwen_eval.report.tables import BY
 
 if TYPE_CHECKING:
     from qwen_eval.data import Dataset
-    from qwen_eval.models.transformers.checkpoint import Checkpoint
     from qwen_eval.models.base import Judging, Model
+    from qwen_eval.models.transformers.checkpoint import Checkpoint
     from qwen_eval.plan import Plan
     from qwen_eval.registry import Entry
     from qwen_eval.sandbox import Sandbox, Sessions
@@ -268,11 +268,11 @@ def run_tasks(
     # Identified and planned before the first is loaded: a mistake in the command is said before hours of work.
     planned: list[Planned] = []
     made: dict[tuple[str, str], Plan] = {}
-    for each, loaded_as in itertools.product(models, precisions) if wanted else []:
-        name = f"{each} in {loaded_as}" if loaded_as else each
+    for wished, loaded_as in itertools.product(models, precisions) if wanted else []:
+        name = f"{wished} in {loaded_as}" if loaded_as else wished
         with failures.apart(name, MissingError, alone=not several):
             answering = _engine(
-                each,
+                wished,
                 precision=loaded_as,
                 adapter=adapter,
                 hub=hub,

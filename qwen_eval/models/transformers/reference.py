@@ -219,6 +219,11 @@ class ReferenceModel:
         with torch.inference_mode():
             self._weights()
 
+    @property
+    def attention(self) -> str:
+        """The name of the attention function of the weights, once they are loaded."""
+        return "" if self._model is None else str(self._model.config._attn_implementation)
+
     def _resources(self) -> dict[str, int | float]:
         """Return how long loading took, and the peaks of memory: with loading, and since then."""
         peak = peak_memory(self.device)
