@@ -53,7 +53,8 @@ class Job:
 class Measurement:
     """What was measured, in seconds, bytes and joules, one value a repetition.
 
-    `seconds` are of reading the context and writing all new tokens, `prefill_seconds` of reading it and writing one.
+    `seconds` are of reading the context and writing all new tokens, `prefill_seconds` of reading it and writing one;
+    `processor_seconds` are what the processors worked meanwhile, which a busy machine changes less.
     `peak_memory_bytes` has loading in it, as published; `peak_memory_answering_bytes` has not. Both are what torch
     allocated, summed over all GPUs, or on a CPU the resident set of the process. `reserved_memory_bytes` and `joules`
     are None where there is no GPU, or nothing that measures it.
@@ -68,6 +69,7 @@ class Measurement:
     piece: str
     beyond_window: bool
     seconds: tuple[float, ...]
+    processor_seconds: tuple[float, ...]
     prefill_seconds: tuple[float, ...]
     load_seconds: float
     peak_memory_bytes: int
@@ -93,13 +95,18 @@ class Measurement:
         return (self.new - 1) / rest if self.new > 1 and rest > 0 else None
 
     @property
+    def processor_speed(self) -> float | None:
+        """New tokens by the median of the processors' seconds; None where GPUs computed."""
+        return None if "gpus" in self.environment else self.new / median(self.processor_seconds)
+
+    @property
     def joules_a_token(self) -> float | None:
         """Median energy of all GPUs by new tokens."""
         return median(self.joules) / self.new if self.joules else None
 
     def record(self) -> dict[str, Any]:
         """Return everything, with what follows from it, as JSON has it."""
-        derived = ("speed", "prefill", "decode_speed", "joules_a_token")
+        derived = ("speed", "prefill", "decode_speed", "processor_speed", "joules_a_token")
         rounded = {name: None if (value := getattr(self, name)) is None else round(value, 6) for name in derived}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         return {**plain, **rounded}
@@ -138,10 +145,12 @@ def measure(job: Job) -> Measurement:
         model.tokenizer.end_tokens = frozenset()
     _seconds(model, text, min(job.new, WARM_UP))
     meter = _Meter(model)
-    seconds, prefill = [], []
+    seconds, processor, prefill = [], [], []
     for _ in range(job.repeats):
+        begun = time.process_time()
         with meter:
             seconds.append(_seconds(model, text, job.new))
+        processor.append(time.process_time() - begun)
         prefill.append(_seconds(model, text, 1) if job.new > 1 else seconds[-1])
     counted = model.counters()
     return Measurement(
@@ -154,6 +163,7 @@ def measure(job: Job) -> Measurement:
         piece=piece,
         beyond_window=beyond,
         seconds=tuple(round(value, 6) for value in seconds),
+        processor_seconds=tuple(round(value, 6) for value in processor),
         prefill_seconds=tuple(round(value, 6) for value in prefill),
         load_seconds=float(counted["load_seconds"]),
         peak_memory_bytes=int(counted["peak_memory_bytes"]),
@@ -176,12 +186,12 @@ def _opened(job: Job) -> "ReferenceModel":
 
 def _context(model: "ReferenceModel", tokens: int) -> tuple[str, str]:
     """Return a piece of text, and a text of exactly so many tokens that repeats it."""
+    # Some tokenizers begin every text with a token of their own.
+    begun = len(model.prompt_tokens(Generate(prompt="")))
     for piece in PIECES:
-        # Some tokenizers begin every text with a token of their own.
-        for count in range(tokens, max(tokens - 3, -1), -1):
-            text = piece * count
-            if len(model.prompt_tokens(Generate(prompt=text))) == tokens:
-                return piece, text
+        text = piece * (tokens - begun)
+        if len(model.prompt_tokens(Generate(prompt=text))) == tokens:
+            return piece, text
     raise ModelError(
         f"{model.identity.name}: expected a tokenizer for which {PIECES[0]} or a letter is one token, found none."
     )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from qwen_eval.profile import Measurement
@@ -71,6 +72,7 @@ def profile_table(
     return table if format == "latex" else "\n\n".join([table, *_notes(measured)])
 
 
+MEASURED_ONLY = ("Prefill s", "Decode tokens/s", "Tokens/CPU s", "Peak after loading", "Reserved GB", "Joules/token")
 KEPT = ("Model", "Precision", "By", "Context", "New", "Tokens/s", "Peak GB")
 """Columns that are there in any case; the others where they hold something."""
 
@@ -79,26 +81,29 @@ def _row(each: Measurement) -> dict[str, str]:
     def gigabytes(value: int | None) -> str:
         return "-" if value is None else f"{value / GIGABYTE:.2f}"
 
-    decode, joules = each.decode_speed, each.joules_a_token
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2f}"
+
     return {
         "Model": each.model,
         "Precision": each.precision,
-        "By": f"engine: {each.engine}",
+        "By": each.engine,
         "Context": f"{each.context:,}",
         "New": f"{each.new:,}",
-        "Tokens/s": f"{each.speed:.2f}",
+        "Tokens/s": number(each.speed),
         "Prefill s": f"{each.prefill:.3f}",
-        "Decode tokens/s": "-" if decode is None else f"{decode:.2f}",
+        "Decode tokens/s": number(each.decode_speed),
+        "Tokens/CPU s": number(each.processor_speed),
         "Peak GB": gigabytes(each.peak_memory_bytes),
         "Peak after loading": gigabytes(each.peak_memory_answering_bytes),
         "Reserved GB": gigabytes(each.reserved_memory_bytes),
-        "Joules/token": "-" if joules is None else f"{joules:.2f}",
+        "Joules/token": number(each.joules_a_token),
     }
 
 
 def _published(row: Mapping[str, Any]) -> dict[str, str]:
-    nothing = dict.fromkeys(("Prefill s", "Decode tokens/s", "Peak after loading", "Reserved GB", "Joules/token"), "-")
     return {
+        **dict.fromkeys(MEASURED_ONLY, "-"),
         "Model": f"{row['model']}, reported",
         "Precision": row["precision"],
         "By": f"{row['source']}: {row['setting']}",
@@ -106,7 +111,6 @@ def _published(row: Mapping[str, Any]) -> dict[str, str]:
         "New": f"{row['new']:,}",
         "Tokens/s": row.get("speed", "-"),
         "Peak GB": row.get("memory", "-"),
-        **nothing,
     }
 
 
@@ -130,11 +134,22 @@ def _notes(measured: Sequence[Measurement]) -> list[str]:
     ]
     if any(each.beyond_window for each in measured):
         lines.append("Some lengths are beyond the model's window: their text is worse, their speed is not.")
-    hidden = ("load_average", "dtype", "batch_size")
-    machines = {
-        ", ".join(f"{name} {value}" for name, value in each.environment.items() if value and name not in hidden)
-        for each in measured
-    }
     loads = [float(each.environment["load_average"]) for each in measured if "load_average" in each.environment]
     busy = f" Load average {min(loads):g} to {max(loads):g}." if loads else ""
-    return [*lines, *(f"{machine}.{busy}" for machine in sorted(machines))]
+    facts = [
+        {name: value for name, value in each.environment.items() if value and name not in HIDDEN} for each in measured
+    ]
+    common = {name: value for name, value in facts[0].items() if all(each.get(name) == value for each in facts)}
+    own = {
+        f"{each.engine}, {each.precision}": _said(found, without=common)
+        for each, found in zip(measured, facts, strict=True)
+    }
+    return [*lines, f"{_said(common)}.{busy}", *(f"{name}: {said}." for name, said in own.items() if said)]
+
+
+HIDDEN = ("batch_size", "dtype", "load_average")
+"""Facts that stand elsewhere."""
+
+
+def _said(facts: Mapping[str, Any], without: Mapping[str, Any] = MappingProxyType({})) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items() if name not in without)
