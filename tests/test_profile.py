@@ -99,9 +99,7 @@ def _greedy(folder: Path, limit: int) -> list[int]:
 
 
 @pytest.mark.parametrize("engine", ["auto", "reference"])
-def test_the_context_is_read_anew_every_time(
-    engine: str, tiny_checkpoint: Callable[..., Path], opened: Opened
-) -> None:
+def test_the_context_is_read_anew_every_time(engine: str, tiny_checkpoint: Callable[..., Path], opened: Opened) -> None:
     measure(job(tiny_checkpoint("qwen2"), engine=engine, context=300, new=3))
     (model,) = opened
     reads = 1 + 3 + 3

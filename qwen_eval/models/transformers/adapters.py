@@ -7,6 +7,7 @@ from typing import Any
 
 from qwen_eval.errors import ModelError
 from qwen_eval.models.transformers.checkpoint import first_line
+from qwen_eval.models.transformers.quantisation import hush_bitsandbytes
 
 __all__ = ["base_of", "with_adapter"]
 
@@ -29,6 +30,7 @@ def with_adapter(model: Any, adapter: Path, *, merge: bool) -> Any:
     find its place, and every place its tensor: peft leaves out what it does not know, and begins at random what is
     missing.
     """
+    hush_bitsandbytes()  # which peft imports where it is installed
     import peft
     from peft.utils import load_peft_weights
 

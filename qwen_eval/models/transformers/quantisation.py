@@ -1,5 +1,6 @@
 """Weights of 8 and 4 bits: quantised when they are loaded (bitsandbytes), or stored so (GPTQ, AWQ and others)."""
 
+import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SHARE_OF_STORED",
     "check_quantisation",
+    "hush_bitsandbytes",
     "is_quantised",
     "loading_settings",
     "packages",
@@ -92,18 +94,20 @@ def _is_installed(module: str) -> bool:
         return False
 
 
+def hush_bitsandbytes() -> None:
+    """Keep bitsandbytes from saying at its import which kernels it lacks, and of every product that it casts."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def loading_settings(checkpoint: "Checkpoint", dtype: str) -> dict[str, Any]:
     """Return what `from_pretrained` is told so that it quantises: 8 bits as LLM.int8() (arXiv:2208.07339), 4 bits as
     NF4 of QLoRA (arXiv:2305.14314), computed in `dtype`."""
     if not checkpoint.quantisation:
         return {}
-    import logging
-
     import torch
     from transformers import BitsAndBytesConfig
 
-    # It says of every product that activations are cast to float16.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    hush_bitsandbytes()
     if checkpoint.quantisation == "int8":
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     return {
