@@ -21,7 +21,7 @@ __all__ = ["EndpointModel", "JudgeEndpoint"]
 CONCURRENCY = 16
 """Requests in flight where the user says nothing: a server batches them, and one that allows fewer says 429."""
 STOPS = 4
-"""Stop strings that the API takes; most servers take more."""
+"""Stop strings that the API takes. Where a protocol has more, an answer is cut when it has come."""
 SEEDS = 2**31
 """Some servers keep a seed in 32 bits."""
 ENDED: Final = ("stop", "tool_calls", "function_call")
@@ -70,7 +70,10 @@ class EndpointModel:
 
     def pieces(self, text: str) -> tuple[str, ...]:
         """Raise UsageError: the tokens are the server's."""
-        raise UsageError("--rouge-tokenizer own: the tokens of an endpoint are not known.\nNext: leave the option out.")
+        raise UsageError(
+            "--rouge-tokenizer own: the tokens of an endpoint are not known.\n"
+            "Next: leave out --rouge-tokenizer, or choose a local model."
+        )
 
     def on_progress(self, report: Callable[[int], None]) -> None:
         """Call `report` with the tokens that the server counts for every answer."""
@@ -174,8 +177,6 @@ def _written(request: Generate) -> tuple[str, dict[str, Any], dict[str, Any]]:
     spare: dict[str, Any] = {}
     if request.stops:
         body["stop"] = list(request.stops[:STOPS])
-        if len(request.stops) > STOPS:
-            spare["stop"] = list(request.stops)
     # Servers take what a request leaves out from the checkpoint's generation configuration.
     if not request.own_penalty:
         spare["repetition_penalty"] = 1.0
@@ -236,10 +237,10 @@ def _said(choice: Mapping[str, Any]) -> str:
     """
     try:
         if "message" not in choice:
-            return str.__str__(choice["text"])
+            return "".join([choice["text"]])
         message = choice["message"]
-        calls = [_call(call["function"]) for call in message.get("tool_calls") or ()]
-        return "\n".join([message["content"], *calls] if message.get("content") else calls)
+        content = [message["content"]] if message.get("content") else []
+        return "\n".join([*content, *(_call(call["function"]) for call in message.get("tool_calls") or ())])
     except (KeyError, TypeError, AttributeError):
         raise NoAnswer("the server's answer has no text in it") from None
 
@@ -248,6 +249,5 @@ def _call(function: Mapping[str, Any]) -> str:
     arguments = function["arguments"]
     with suppress(ValueError, TypeError, RecursionError):  # what is no JSON stays as the model wrote it
         arguments = json.loads(arguments)
-    written = json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
-    # The same JSON, in which no text can end the block.
-    return "<tool_call>\n" + written.replace("</", "<\\/") + "\n</tool_call>"
+    call = json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
+    return f"<tool_call>\n{call}\n</tool_call>"

@@ -177,14 +177,11 @@ def test_an_answer_ends_as_the_local_engine_ends_it(
     assert (answer.text, answer.finish) == (text, finish)
 
 
-def test_more_stop_strings_than_a_server_takes_cut_all_the_same(server: Server) -> None:
+def test_more_stop_strings_than_the_api_takes_cut_all_the_same(server: Server) -> None:
     server.speak = lambda prompt: "one; two"
-    model = EndpointModel(server.name)
-    for _ in range(2):
-        [answer] = ask(model, Generate(prompt="go", stops=("a", "b", "c", "d", ";")))
-        assert isinstance(answer, Generated)
-        assert (answer.text, answer.finish) == ("one", "stop")
-    assert [len(body["stop"]) for body in server.asked] == [5, 4, 4]
+    answer = one(server, Generate(prompt="go", stops=("a", "b", "c", "d", ";")))
+    assert (answer.text, answer.finish) == ("one", "stop")
+    assert server.asked[0]["stop"] == ["a", "b", "c", "d"]
 
 
 def test_a_server_that_keeps_the_stop_string_is_cut(server: Server) -> None:
@@ -279,8 +276,26 @@ def test_a_server_that_takes_too_long_is_given_up(server: Server, monkeypatch: p
 def test_a_prompt_beyond_the_window_is_an_error_that_says_so(server: Server) -> None:
     server.window = 100
     reason = failure(server, Generate(prompt="word " * 90, max_new_tokens=20))
-    assert reason.startswith("the prompt does not fit the window of the server: HTTP 400")
+    assert reason.startswith("prompt and answer do not fit the server's window: HTTP 400")
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "length"),
+    [
+        ("'max_tokens' is too large: 512. This model's maximum context length is 4096 tokens.", True),
+        ("The input (5000 tokens) is longer than the model's context length (4096 tokens).", True),
+        ("the request exceeds the available context size (4096 tokens)", True),
+        ("Prompt is too long: 9000 tokens > 8192 maximum", True),
+        ("Invalid 'stop': array too long. Expected an array with maximum length 4", False),
+        ("temperature must be at most 2", False),
+    ],
+)
+def test_servers_say_in_their_own_words_that_a_prompt_is_too_long(server: Server, said: str, length: bool) -> None:
+    server.misbehave = lambda body, number: error(400, said)
+    assert (
+        failure(server, hello()) == "prompt and answer do not fit the server's window: " * length + f"HTTP 400: {said}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -496,6 +511,8 @@ def test_what_an_endpoint_cannot_be_asked_is_refused_before(server: Server, requ
     assert failure(server, request_)
     assert server.asked == []
     assert EndpointModel(server.name).prompt_tokens(hello()) == ()
+    with pytest.raises(UsageError, match="--rouge-tokenizer own"):
+        EndpointModel(server.name).pieces("text")
 
 
 # ------------------------------------------------------------------------------------------------------- the judge
@@ -524,12 +541,19 @@ def test_the_judge_is_waited_for_as_long_as_is_said(server: Server) -> None:
     judge = JudgeEndpoint(server.name)
     assert list(judge.collect(timeout=None)) == []
     server.speak = slowly(0.3)
-    judge.submit(1, Judge(prompt="?"))
+    judge.submit(1, Judge(prompt="?", images=("QUJD",)))
     begun = time.monotonic()
     assert list(judge.collect(timeout=0)) == []
     assert list(judge.collect(timeout=0.05)) == []
     assert time.monotonic() - begun < 0.25
     assert list(judge.collect()) == [(1, "You said: ?")]
+
+
+def test_without_an_image_there_is_nothing_to_judge(server: Server) -> None:
+    judge = JudgeEndpoint(server.name)
+    judge.submit(1, Judge(prompt="A bar chart?"))
+    assert list(judge.collect()) == [(1, "")]
+    assert server.asked == []
 
 
 def test_a_judge_that_fails_says_nothing(server: Server) -> None:
