@@ -1,7 +1,6 @@
 """`python -m qwen_eval profile`: how fast models generate and what memory that takes, as published tables have it."""
 
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ import click
 
 from qwen_eval.commands.evaluate import Failures, say
 from qwen_eval.commands.options import load_config, model_options, named, option, output_format
-from qwen_eval.commands.run import located
+from qwen_eval.commands.run import check_writable, located
 from qwen_eval.errors import MissingError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -103,10 +102,11 @@ def profile(
     if plot:
         check_plot(plot)
     engines = _engines(engine)
+    check_writable(output_dir)
     failures = Failures()
     jobs: list[Job] = []
     precisions: list[str | None] = list(named(precision))
-    checkpoints = list(itertools.product(named(models), precisions or [None]))
+    checkpoints = list(itertools.product(dict.fromkeys(models), precisions or [None]))
     for model, loaded_as in checkpoints:
         with failures.apart(model, MissingError, alone=len(checkpoints) == 1):
             found = located(model, hub=hub, adapter=adapter, precision=loaded_as)
@@ -165,19 +165,14 @@ def _jobs(checkpoint: Any, engines: Sequence[str], lengths: Sequence[tuple[int, 
 def _measured(job: "Job", output_dir: Path) -> "Measurement":
     """Measure, and write what was found."""
     from qwen_eval.profile import measure_apart
+    from qwen_eval.results import write_json
 
     found = measure_apart(job)
     folder = output_dir / "profile" / _safe(f"{found.model}-{found.fingerprint[:8]}")
     where = str(found.environment.get("gpus", found.environment.get("processor", "")))
     file = folder / _safe(f"{found.precision}-{found.engine}-{found.context}-{found.new}-{where}.json")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(found.record(), indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
-    except OSError as error:
-        raise UsageError(
-            f"--output-dir {output_dir}: expected a folder that can be written, found none ({error.strerror}).\n"
-            "Next: choose another --output-dir."
-        ) from None
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(file, found.record())
     return found
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from qwen_eval.sandbox import Sandbox, Sessions
     from qwen_eval.task import Sampling
 
-__all__ = ["kind", "located", "run", "run_tasks"]
+__all__ = ["check_writable", "kind", "located", "run", "run_tasks"]
 
 
 @click.command()
@@ -250,7 +250,7 @@ def run_tasks(
         wanted = [each for each in wanted if each[0].task.name != name]
     judging = _judge(judge_model)
     if not dry_run:
-        _check_writable(output_dir)
+        check_writable(output_dir)
     from qwen_eval.plan import make_plan
     from qwen_eval.runner import Helpers
 
@@ -440,7 +440,8 @@ def _datasets(
     return found
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
+    """Raise UsageError where the folder of --output-dir cannot be written, StoreError where its disk is full."""
     import tempfile
 
     try:
