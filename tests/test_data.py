@@ -196,9 +196,11 @@ def test_the_mini_set_is_used_only_when_nothing_else_is_there(tmp_path: Path) ->
 def test_the_official_rows_are_the_pinned_ones(entries: dict[str, Entry], real_data: Path) -> None:
     for entry in entries.values():
         spec = entry.task.data
+        pinned = {split: files.rows for split, files in spec.splits.items() if files.rows}
+        if not pinned:
+            continue  # nobody published how many there are
         dataset = find_dataset(spec, tasks=entry.folder, data_dir=real_data, network=False)
-        for split, files in spec.splits.items():
-            assert len(dataset.rows(split)) == files.rows
+        assert {split: len(dataset.rows(split)) for split in pinned} == pinned
         assert not dataset.warnings
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from openai_server import Reply, Server, error, serving, slowly
+from openai_server import OPENAI, Reply, Server, error, serving, slowly
 
 from qwen_eval.results import read_answers
 
@@ -98,9 +98,10 @@ def test_a_failure_is_an_error_and_the_next_run_asks_it_alone(cli: Cli, server: 
 def test_what_cannot_work_is_said_before_anything_is_asked(
     cli: Cli, server: Server, words: list[str], code: int, expected: str
 ) -> None:
+    server.fields = OPENAI
     found, _, err = cli("run", *(words if "--model" in words else [*words, "--model", server.name]))
     assert (found, expected in err) == (code, True), err
-    assert server.asked == []
+    assert [body for body in server.asked if "max_tokens" in body] == []
 
 
 def test_settings_of_local_models_are_said_not_to_reach_it(cli: Cli, server: Server) -> None:
@@ -170,11 +171,17 @@ def test_a_killed_run_goes_on_and_asks_nothing_again(
 
 @pytest.mark.parametrize("presses", [1, 2])
 def test_ctrl_c_does_not_wait_for_answers_nobody_reads(
-    server: Server, session: Callable[[], "subprocess.Popen[str]"], presses: int
+    server: Server, session: Callable[[], "subprocess.Popen[str]"], tmp_path: Path, presses: int
 ) -> None:
-    server.speak = lambda prompt: slowly(0.3 if len(server.asked) < 4 else 20.0 if presses == 2 else 1.0)("")
+    server.speak = lambda prompt: slowly(0.1 if len(server.asked) < 4 else 20.0 if presses == 2 else 2.0)("")
+
+    def written() -> Iterator[Path]:
+        return tmp_path.rglob("answers.jsonl")
+
     process = session()
-    until(lambda: len(server.asked) >= 4)
+    # Three answers are written, and the fourth is waited for.
+    until(lambda: len(server.asked) == 4 and sum(file.read_bytes().count(b"\n") for file in written()) == 3)
+    time.sleep(0.2)
     begun = time.monotonic()
     for _ in range(presses):
         process.send_signal(signal.SIGINT)

@@ -183,3 +183,11 @@ def test_every_turn_is_recorded_and_a_larger_run_goes_on_with_them(
     whole = finished(monkeypatch, tmp_path / "at once", Knowing(), limit=10)
     assert whole.metrics["rules"] == loaded.metrics["rules"]
     assert read_records(whole.path) == records
+
+    answers = whole.path / "answers.jsonl"
+    stored = answers.read_bytes().splitlines(keepends=True)
+    answers.write_bytes(b"".join(stored[: len(stored) // 2]) + stored[-1][:20])
+    third = Knowing()
+    again = finished(monkeypatch, tmp_path / "at once", third, limit=10)
+    assert 0 < third.asked < first.asked + second.asked, "what stood before the torn line is not asked again"
+    assert read_records(again.path) == records

@@ -1,20 +1,22 @@
 """A model behind an OpenAI-compatible HTTP endpoint, and a judge that sees images.
 
 Conversations go to `/chat/completions`, plain text to `/completions`. The server renders a conversation with its own
-template, and turns text into tokens; neither is seen from here, nor are the weights. So protocols that compare
-log-probabilities, measure perplexity or cut prompts by tokens are refused before anything is asked.
+template, and turns text into tokens; neither is seen from here, nor are the weights. What it cannot be asked is refused
+before anything is: perplexity, prompts cut by tokens, log-probabilities where it does not tell those of given tokens.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import Any, Final
 
 from qwen_eval.errors import UsageError
 from qwen_eval.models.base import Identity
 from qwen_eval.models.connection import Address, Connection, NoAnswer, Pool
-from qwen_eval.task import Answer, Chat, Choose, Failed, Generate, Generated, Judge, Perplexity, Request
+from qwen_eval.models.logprobs import choose
+from qwen_eval.task import Answer, Chat, Choose, Chosen, Failed, Generate, Generated, Judge, Perplexity, Request
 
 __all__ = ["EndpointModel", "JudgeEndpoint"]
 
@@ -48,10 +50,11 @@ class EndpointModel:
         answers = self._pool.collect()
         self._counters["requests"] += len(answers)
         for _, answer in answers:
-            if isinstance(answer, Generated):
+            if isinstance(answer, Generated | Chosen):
+                new_tokens = answer.new_tokens if isinstance(answer, Generated) else 0
                 self._counters["prompt_tokens"] += answer.prompt_tokens
-                self._counters["new_tokens"] += answer.new_tokens
-                self._report(answer.prompt_tokens + answer.new_tokens)
+                self._counters["new_tokens"] += new_tokens
+                self._report(answer.prompt_tokens + new_tokens)
         return answers
 
     def forget(self) -> None:
@@ -63,8 +66,9 @@ class EndpointModel:
         self._report = lambda tokens: None
 
     def prompt_tokens(self, request: Request) -> tuple[int, ...]:
-        """Return nothing: the tokens are the server's. Raises UsageError for what an endpoint cannot be asked."""
-        if reason := _unanswerable(request):
+        """Return nothing: the tokens are the server's. Raises UsageError for what it cannot be asked."""
+        reason = _unanswerable(request) or (self._choosing if isinstance(request, Choose) else "")
+        if reason:
             raise UsageError(reason)
         return ()
 
@@ -83,11 +87,28 @@ class EndpointModel:
         """Return requests, the tokens that the server counted, and how many requests were in flight."""
         return {**self._counters, "concurrency": self._pool.threads}
 
-    def _answer(self, request: Request) -> Answer | Failed:
-        if not isinstance(request, Generate) or request.cut:
-            return Failed(reason=_unanswerable(request).partition("\n")[0])
-        path, body, spare = _written(request)
+    @cached_property
+    def _choosing(self) -> str:
+        """Why the server cannot be asked for the log-probabilities of options, "" where it can: it is tried once."""
         try:
+            for options in (("2", "3"), ("2 and", "3 and")):
+                choose(self._connection, Choose(prompt="1, ", options=options))
+        except NoAnswer as error:
+            return (
+                f"this protocol compares log-probabilities, and the server does not give them ({error}).\n"
+                "Next: choose a protocol that generates (one with chat in its name, or --chat), a server such as "
+                "vLLM's, or a local model."
+            )
+        return ""
+
+    def _answer(self, request: Request) -> Answer | Failed:
+        reason = _unanswerable(request)
+        if reason or isinstance(request, Perplexity):
+            return Failed(reason=reason.partition("\n")[0])
+        try:
+            if isinstance(request, Choose):
+                return choose(self._connection, request)
+            path, body, spare = _written(request)
             return _read(request, self._connection.post(path, body, spare=spare))
         except NoAnswer as error:
             return Failed(reason=str(error))
@@ -153,14 +174,14 @@ def _identity(connection: Connection) -> Identity:
 
 def _unanswerable(request: Request) -> str:
     """Return why an endpoint cannot be asked this, "" where it can."""
-    if isinstance(request, Choose):
+    if isinstance(request, Choose) and isinstance(request.prompt, Chat):
         return (
-            "this protocol compares log-probabilities, and an endpoint is asked for text only.\n"
-            "Next: choose a protocol that generates (--chat, or one of those that `tasks` lists), or a local model."
+            "this protocol compares log-probabilities behind a conversation, whose tokens are the server's.\n"
+            "Next: choose a protocol that generates, or a local model."
         )
     if isinstance(request, Perplexity):
         return (
-            "perplexity needs the probability of every token, and an endpoint is asked for text only.\n"
+            "perplexity needs the probability of every token of a text, which an endpoint is not asked for.\n"
             "Next: choose a local model."
         )
     if request.cut:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from openai_server import OPENAI, Reply, Server, error, serving, slowly
+from openai_server import OPENAI, Reply, Server, error, logprob, serving, slowly, tokens
 
 from qwen_eval.errors import ModelError, UsageError
 from qwen_eval.models import connection
@@ -18,6 +18,7 @@ from qwen_eval.task import (
     Answer,
     Chat,
     Choose,
+    Chosen,
     Failed,
     Generate,
     Generated,
@@ -500,7 +501,7 @@ def test_a_url_with_a_password_is_refused_and_not_repeated(url: str) -> None:
 @pytest.mark.parametrize(
     ("request_", "reason"),
     [
-        (Choose(prompt="x", options=("a", "b")), "log-probabilities"),
+        (Choose(prompt=user("x"), options=("a", "b")), "log-probabilities"),
         (Perplexity(text="x", block=8), "perplexity"),
         (Generate(prompt="x", cut=LeftCut(over=8, keep=8)), "--published-truncation"),
     ],
@@ -513,6 +514,46 @@ def test_what_an_endpoint_cannot_be_asked_is_refused_before(server: Server, requ
     assert EndpointModel(server.name).prompt_tokens(hello()) == ()
     with pytest.raises(UsageError, match="--rouge-tokenizer own"):
         EndpointModel(server.name).pieces("text")
+
+
+# -------------------------------------------------------------------------------------------------------- options
+
+
+def test_options_of_one_token_take_one_step(server: Server) -> None:
+    options = (" A", " B", " C")
+    [answer] = ask(EndpointModel(server.name), Choose(prompt="2+2? Answer:", options=options))
+    context = tokens("2+2? Answer:")
+    expected = tuple(logprob(context, tokens(option)[0]) for option in options)
+    assert answer == Chosen(logprobs=expected, prompt_tokens=len(context))
+    [body] = [body for body in server.asked if "max_tokens" in body]
+    assert (body["prompt"], body["max_tokens"], body["logprobs"]) == (context, 1, 1)
+
+
+def test_the_tokens_of_longer_options_are_added_up(server: Server) -> None:
+    options = (" A", " B too")
+    [answer] = ask(EndpointModel(server.name), Choose(prompt="Answer:", options=options))
+    context = tokens("Answer:")
+    a, (b, too) = tokens(" A")[0], tokens(" B too")
+    assert isinstance(answer, Chosen)
+    assert answer.logprobs == pytest.approx((logprob(context, a), logprob(context, b) + logprob([*context, b], too)))
+
+
+def test_a_context_ends_before_the_tokens_that_an_option_changes(server: Server) -> None:
+    [answer] = ask(EndpointModel(server.name), Choose(prompt="It has val", options=("ue", "our")))
+    context = tokens("It has")
+    expected = tuple(logprob(context, tokens(word)[0]) for word in (" value", " valour"))
+    assert answer == Chosen(logprobs=expected, prompt_tokens=2)
+
+
+def test_a_server_that_gives_no_logprobs_is_found_out_before_anything_is_asked(server: Server) -> None:
+    request = Choose(prompt="Answer:", options=(" A", " B"))
+    assert EndpointModel(server.name).prompt_tokens(request) == ()
+    server.fields = OPENAI
+    model = EndpointModel(server.name)
+    for _ in range(2):
+        with pytest.raises(UsageError, match=r"the server does not give them \(HTTP 404: No such path: /tokenize\)"):
+            model.prompt_tokens(request)
+    assert [body for body in server.asked if body.get("prompt") == "Answer:"] == []
 
 
 # ------------------------------------------------------------------------------------------------------- the judge
