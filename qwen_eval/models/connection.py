@@ -76,7 +76,7 @@ class Connection:
         import openai
 
         self.url = address.url
-        self._key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "")
+        self._key = _key()
         self._client = openai.OpenAI(
             base_url=address.url,
             api_key=self._key or "none",  # the client insists on one; servers without keys take any
@@ -271,6 +271,16 @@ def _work(
             ready.put((ticket, answer(asked)))
         except Exception as error:  # a thread that ends would leave its caller waiting for ever
             ready.put((ticket, error))
+
+
+def _key() -> str:
+    """Return the key of the environment, "" for none. Raises UsageError for what no header can hold."""
+    for name in KEYS:
+        if key := os.environ.get(name, "").strip():
+            if not (key.isascii() and key.isprintable()):
+                raise UsageError(f"{name}: expected a key of plain letters and signs, found others in it.")
+            return key
+    return ""
 
 
 def _listed(served: Mapping[str, str] | None) -> str:

@@ -156,8 +156,6 @@ class JudgeEndpoint:
 
 def _identity(connection: Connection) -> Identity:
     """Return who answers. The weights are unknown, so the address stands for them."""
-    import importlib.metadata
-
     known = json.dumps([connection.url, connection.name, connection.root])
     return Identity(
         name=connection.name,
@@ -168,7 +166,7 @@ def _identity(connection: Connection) -> Identity:
         chat=True,
         chat_template=None,
         exact=False,
-        versions={"openai": importlib.metadata.version("openai"), "endpoint": f"{connection.url} (weights unknown)"},
+        versions={"endpoint": f"{connection.url} (weights unknown)"},
     )
 
 

@@ -485,6 +485,19 @@ def test_our_own_key_goes_first(server: Server, monkeypatch: pytest.MonkeyPatch)
     assert server.keys == {"ours"}
 
 
+@pytest.mark.parametrize("key", ["sécret", "two\nlines"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(
+    server: Server, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("QWEN_EVAL_API_KEY", key)
+    with pytest.raises(UsageError, match="QWEN_EVAL_API_KEY: expected a key of plain letters") as said:
+        EndpointModel(server.name)
+    assert key not in str(said.value)
+    monkeypatch.setenv("QWEN_EVAL_API_KEY", " ours\n")
+    one(server, hello())
+    assert "ours" in server.keys
+
+
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x/v1", "http://", "http://x:99999/v1", "http:///v1#toy"])
 def test_what_is_no_url_is_refused_with_an_example(url: str) -> None:
     with pytest.raises(UsageError, match="such as endpoint:http://localhost:8000/v1#"):
