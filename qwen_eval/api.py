@@ -33,6 +33,9 @@ class Settings(TypedDict, total=False):
     batch_size: int | Literal["auto"] | None
     engine: Literal["auto", "reference"]
     dtype: str
+    precision: str | Sequence[str]
+    adapter: str | Path | None
+    hub: Literal["huggingface", "modelscope"]
     device: str
     verify_model: bool
     temperature: float

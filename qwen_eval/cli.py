@@ -16,6 +16,7 @@ from qwen_eval.commands.data import data
 from qwen_eval.commands.export import export
 from qwen_eval.commands.gate import gate
 from qwen_eval.commands.import_ import import_
+from qwen_eval.commands.profile import profile
 from qwen_eval.commands.repair import repair
 from qwen_eval.commands.run import run
 from qwen_eval.commands.sandbox import sandbox
@@ -39,7 +40,7 @@ def cli() -> None:
     """Evaluate language-model checkpoints: published prompts, published scoring rules, and how sure a score is."""
 
 
-for command in (run, tasks, score, compare, gate, data, sandbox, repair, export, import_):
+for command in (run, tasks, score, compare, gate, profile, data, sandbox, repair, export, import_):
     cli.add_command(command)
 
 

@@ -29,6 +29,15 @@ class LoadedRun:
         score: float | None = self.metrics["score"]
         return score
 
+    @property
+    def sessions(self) -> list[dict[str, Any]]:
+        """Return what timing.json holds: one dict a session of the run; none where the file is damaged or gone."""
+        try:
+            found = json.loads((self.path / "timing.json").read_text(encoding="utf-8"))["sessions"]
+            return [session for session in found if isinstance(session, dict)]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+
     def records(self) -> list[dict[str, Any]]:
         """Return records.jsonl: one dict a sample and repeat. Raises StoreError for a damaged or incomplete file."""
         return read_records(self.path)

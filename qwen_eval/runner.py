@@ -11,14 +11,14 @@ import itertools
 import signal
 import time
 from base64 import b64decode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from qwen_eval.errors import Interrupted, StoreError
-from qwen_eval.models.base import Judging, Model
+from qwen_eval.models.base import NO_COUNTS, Judging, Model
 from qwen_eval.plan import Plan
 from qwen_eval.results import RunFolder, StoredAnswer, checksum, request_hash
 from qwen_eval.scoring import metrics, program_hash, record, submission
@@ -372,6 +372,7 @@ def run(
     after a stop; what is answered is kept.
     """
     begun = time.monotonic()
+    before = model.counters()
     session = _Session(plan, model, folder, bar, helpers or Helpers())
     model.on_progress(session.report)
     if folder.answers:
@@ -388,7 +389,7 @@ def run(
             "reused": session.reused,
             "asked_again": session.asked_again,
             "wall_seconds": round(time.monotonic() - begun, 3),
-            **model.counters(),
+            **_since(before, model.counters()),
         }
     )
     total = len(plan.samples) * plan.repeats
@@ -396,6 +397,16 @@ def run(
         kind = "samples" if plan.repeats == 1 else "dialogues"
         raise Interrupted(f"{plan.name}: stopped with {len(session.records):,} of {total:,} {kind} done.")
     return _write_results(session, say)
+
+
+def _since(before: Mapping[str, int | float | str], now: Mapping[str, int | float | str]) -> dict[str, Any]:
+    """Return what a model counted in between; what is no count (NO_COUNTS) stays as it is now."""
+    counted = dict(now)
+    for name, value in now.items():
+        earlier = before.get(name, 0)
+        if name not in NO_COUNTS and not isinstance(value, str) and not isinstance(earlier, str):
+            counted[name] = round(value - earlier, 3)
+    return counted
 
 
 def _chunks(plan: Plan) -> Iterator[list[tuple[int, Sample, int]]]:

@@ -247,8 +247,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_fil
 
     made: dict[str, Path] = {}
 
-    def make(kind: str = "qwen2", *, chat: bool = True, window: int = 4096) -> Path:
-        key = f"{kind}-{chat}-{window}"
+    def make(kind: str = "qwen2", *, chat: bool = True, window: int = 4096, **sizes: int) -> Path:
+        key = "-".join(map(str, (kind, chat, window, *sizes.values())))
         if key in made:
             return made[key]
         common = {
@@ -263,7 +263,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_fil
             "eos_token_id": 2 if chat else 0,
             "pad_token_id": 0,
         }
-        settings = {**common, **TINY.get(kind, {})}
+        settings = {**common, **TINY.get(kind, {}), **sizes}
         config = transformers.models.auto.configuration_auto.CONFIG_MAPPING[kind](**settings)
         torch.manual_seed(7)
         model = transformers.AutoModelForCausalLM.from_config(config)

@@ -90,9 +90,11 @@ def evaluate(
     overwrite: bool,
     format: str | None,
     by: str,
+    effect: bool = False,
 ) -> list[Path]:
     """Run everything, write each result as soon as it exists, print one table (none where `format` is None).
 
+    `effect`: and one of scores beside speed and memory, for people; the models are one model in several precisions.
     A model is unloaded before the next. Return the folders of what was finished.
     """
     from qwen_eval.runner import Stop, stop_on_signal
@@ -119,6 +121,11 @@ def evaluate(
         again = f"resume with  {shlex.join(words)}" if format else "the same call again resumes."
         raise Interrupted(f"{str(error) or 'Stopped at once.'}\nNext: {again}") from None
     _print(finished, format, by)
+    if effect and folders and format in ("text", "md", "latex"):
+        from qwen_eval.loaded import load_run
+        from qwen_eval.report.precision import effect_table
+
+        click.echo("\n" + effect_table([load_run(folder) for folder in folders], format=format))
     failures.end([f"{each['task']}@{each['protocol']}" for each in finished if each["errors"]])
     return folders
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from qwen_eval.errors import UsageError, did_you_mean
+from qwen_eval.models.transformers.checkpoint import HUBS
 from qwen_eval.report.tables import FORMATS
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "data_dir",
     "include_path",
     "load_config",
+    "model_options",
+    "named",
     "option",
     "output_format",
     "sandbox_options",
@@ -63,6 +66,32 @@ def output_format(command: Command) -> Command:
         show_default=True,
         help="How tables are printed.",
     )(command)
+
+
+def model_options(command: Command) -> Command:
+    """--adapter and --hub, as in every command that loads models."""
+    for add in (
+        option(
+            "--hub",
+            type=click.Choice(HUBS),
+            default=HUBS[0],
+            show_default=True,
+            help="Where a model's id is looked up. modelscope needs the package of that name.",
+        ),
+        option(
+            "--adapter",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="A folder with an adapter (LoRA, Q-LoRA by peft) that is put onto every model.",
+        ),
+    ):
+        command = add(command)
+    return command
+
+
+def named(given: Iterable[str]) -> list[str]:
+    """Return what an option named, several of them between commas or in several places, each once."""
+    return list(dict.fromkeys(part.strip() for each in given for part in each.split(",") if part.strip()))
 
 
 def sandbox_options(command: Command) -> Command:

@@ -1,5 +1,6 @@
 """`python -m qwen_eval run`: evaluate one or more models on one or more tasks."""
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,8 @@ from qwen_eval.commands.options import (
     data_dir,
     include_path,
     load_config,
+    model_options,
+    named,
     option,
     output_format,
     sandbox_options,
@@ -30,12 +33,13 @@ from qwen_eval.report.tables import BY
 if TYPE_CHECKING:
     from qwen_eval.data import Dataset
     from qwen_eval.models.base import Judging, Model
+    from qwen_eval.models.transformers.checkpoint import Checkpoint
     from qwen_eval.plan import Plan
     from qwen_eval.registry import Entry
     from qwen_eval.sandbox import Sandbox, Sessions
     from qwen_eval.task import Sampling
 
-__all__ = ["kind", "run", "run_tasks"]
+__all__ = ["check_writable", "kind", "located", "run", "run_tasks"]
 
 
 @click.command()
@@ -82,6 +86,13 @@ __all__ = ["kind", "run", "run_tasks"]
     help="Read every file of a model for its fingerprint, also those whose digest is remembered.",
 )
 @option("--dtype", default="auto", show_default=True, help="float32, bfloat16 or float16; auto: by device.")
+@option(
+    "--precision",
+    multiple=True,
+    metavar="NAME,…",
+    help="fp32, bf16, fp16, int8, int4: each model in each of them, as if they were several models.",
+)
+@model_options
 @option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
 @option(
     "--temperature",
@@ -191,6 +202,9 @@ def run_tasks(
     engine: str,
     verify_model: bool,
     dtype: str,
+    precision: Sequence[str],
+    adapter: Path | None,
+    hub: str,
     device: str,
     temperature: float,
     top_p: float,
@@ -223,6 +237,8 @@ def run_tasks(
     sampling = _sampling(temperature, top_p, top_k, repeats, seed)
     wanted = _wanted(task, include_path)
     models = _models(model)
+    precisions: list[str | None] = list(named(precision)) or [None]
+    several = len(models) * len(precisions) > 1
     failures = Failures()
     datasets = _datasets([entry for entry, _ in wanted], data_dir, failures, allow_mini=not no_mini)
     wanted = [(entry, named) for entry, named in wanted if entry.task.data.name in datasets]
@@ -234,7 +250,7 @@ def run_tasks(
         wanted = [each for each in wanted if each[0].task.name != name]
     judging = _judge(judge_model)
     if not dry_run:
-        _check_writable(output_dir)
+        check_writable(output_dir)
     from qwen_eval.plan import make_plan
     from qwen_eval.runner import Helpers
 
@@ -252,10 +268,14 @@ def run_tasks(
     # Identified and planned before the first is loaded: a mistake in the command is said before hours of work.
     planned: list[Planned] = []
     made: dict[tuple[str, str], Plan] = {}
-    for name in models if wanted else []:
-        with failures.apart(name, MissingError, alone=len(models) == 1):
+    for wished, loaded_as in itertools.product(models, precisions) if wanted else []:
+        name = f"{wished} in {loaded_as}" if loaded_as else wished
+        with failures.apart(name, MissingError, alone=not several):
             answering = _engine(
-                name,
+                wished,
+                precision=loaded_as,
+                adapter=adapter,
+                hub=hub,
                 engine=engine,
                 dtype=dtype,
                 device=device,
@@ -264,7 +284,7 @@ def run_tasks(
                 verify=verify_model,
             )
             plans = [
-                _plan(each, answering, name, datasets, made=made, make=make, chat=chat, base=base) for each in wanted
+                _plan(one, answering, name, datasets, made=made, make=make, chat=chat, base=base) for one in wanted
             ]
             planned.append(Planned(name, answering, plans))
     for plan in made.values():
@@ -307,6 +327,7 @@ def run_tasks(
             overwrite=overwrite,
             format=format,
             by=by,
+            effect=precisions != [None],
         )
 
 
@@ -419,7 +440,8 @@ def _datasets(
     return found
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
+    """Raise UsageError where the folder of --output-dir cannot be written, StoreError where its disk is full."""
     import tempfile
 
     try:
@@ -438,22 +460,49 @@ def _check_writable(folder: Path) -> None:
 
 
 def _engine(
-    model: str, *, engine: str, dtype: str, device: str, batch_size: int | None, deterministic: bool, verify: bool
+    model: str,
+    *,
+    precision: str | None,
+    adapter: Path | None,
+    hub: str,
+    engine: str,
+    dtype: str,
+    device: str,
+    batch_size: int | None,
+    deterministic: bool,
+    verify: bool,
 ) -> "Model":
     if model.startswith("endpoint:"):
+        for flag, value in {"--precision": precision, "--adapter": adapter}.items():
+            if value:
+                raise UsageError(f"{flag} {value}: an endpoint's weights are loaded by its server.")
         local = {"--engine": engine, "--dtype": dtype, "--device": device}
         return _endpoint(model, local, batch_size=batch_size, deterministic=deterministic)
-    from qwen_eval.models.transformers.checkpoint import checked_dtype, locate
+    from qwen_eval.models.transformers.checkpoint import checked_dtype
 
     if dtype != "auto":
+        if precision:
+            raise UsageError(f"--dtype {dtype} and --precision {precision}: expected one of them, found both.")
         checked_dtype(dtype)
-    checkpoint = locate(model)
+    checkpoint = located(model, hub=hub, adapter=adapter, precision=precision)
     # Idle worker threads that spin steal the processor from whoever has work on a busy machine; read at torch's import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from qwen_eval.models.transformers.engine import open_model
 
     settings: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": batch_size}
     return open_model(checkpoint, engine=engine, say=say, deterministic=deterministic, verify=verify, **settings)
+
+
+def located(model: str, *, hub: str, adapter: Path | None, precision: str | None) -> "Checkpoint":
+    """Return the local checkpoint a user means; say where an adapter was trained on another one."""
+    from qwen_eval.models.transformers.adapters import base_of
+    from qwen_eval.models.transformers.checkpoint import locate
+
+    checkpoint = locate(model, hub=hub, adapter=adapter, precision=precision)
+    base = base_of(adapter) if adapter else ""
+    if base and not checkpoint.name.lower().startswith(f"{Path(base).name.lower()}+"):
+        say(f"Warning: --adapter {adapter} was trained on {base}; it is put onto {model}.")
+    return checkpoint
 
 
 def _endpoint(model: str, local: Mapping[str, str], *, batch_size: int | None, deterministic: bool) -> "Model":

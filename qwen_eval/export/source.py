@@ -65,9 +65,8 @@ class Source:
     def seconds(self) -> float:
         """How long the run took, over all sessions; 0 where timing.json does not say."""
         try:
-            sessions = json.loads((self.run.path / "timing.json").read_text(encoding="utf-8"))["sessions"]
-            return float(sum(session["wall_seconds"] for session in sessions))
-        except (OSError, ValueError, KeyError, TypeError):
+            return float(sum(session["wall_seconds"] for session in self.run.sessions))
+        except (KeyError, TypeError):
             return 0.0
 
     @cached_property

@@ -11,7 +11,10 @@ from typing import Protocol
 
 from qwen_eval.task import Answer, Failed, Judge, Request
 
-__all__ = ["Identity", "Judging", "Model"]
+__all__ = ["NO_COUNTS", "Identity", "Judging", "Model"]
+
+NO_COUNTS = ("batch_size", "peak_memory_bytes", "peak_memory_answering_bytes")
+"""What `Model.counters` returns as it is in force, or was at most; everything else adds up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,7 @@ class Model(Protocol):
         """Call `report(tokens)` while working, with the number of tokens computed since the last call."""
 
     def counters(self) -> Mapping[str, int | float | str]:
-        """Return what was computed so far (tokens, batches); goes into timing.json."""
+        """Return what was computed so far (tokens, batches), and NO_COUNTS; a run's share goes into timing.json."""
 
 
 class Judging(Protocol):

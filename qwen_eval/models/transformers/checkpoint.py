@@ -13,8 +13,10 @@ from pathlib import Path
 from qwen_eval.errors import ModelError, UsageError, did_you_mean
 from qwen_eval.paths import home
 
-__all__ = ["Checkpoint", "checked_dtype", "fingerprint", "first_line", "locate"]
+__all__ = ["HUBS", "PRECISIONS", "Checkpoint", "checked_dtype", "fingerprint", "first_line", "identify", "locate"]
 
+HUBS = ("huggingface", "modelscope")
+"""Where a model's id is looked up; the first unless the user names another."""
 STARTER = "starter:"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What decides answers: weights, configuration, tokenizer, chat template. Not: READMEs, images, optimizer states.
@@ -23,19 +25,54 @@ DECISIVE = ("*.safetensors", "*.bin", "*.json", "*.jinja", TEMPLATES, "*.model",
 NOT_DECISIVE = ("qwen_eval_source.json", "trainer_state.json", "training_args.bin", "optimizer.bin", "scheduler.bin")
 
 
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8", "int4": "int4"}
+"""What weights can be loaded as. The first three are dtypes; the others are quantised when they are loaded."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on this machine: what to call it, and the folder with its files."""
+    """A checkpoint on this machine: what to call it, the folder with its files, and how it is to be loaded.
+
+    `adapter` is a folder with an adapter of peft (LoRA) for it; `precision` one of PRECISIONS where one was named.
+    """
 
     name: str
     folder: Path
+    adapter: Path | None = None
+    precision: str | None = None
+
+    @property
+    def quantisation(self) -> str | None:
+        """Return "int8" or "int4" where the weights are quantised when they are loaded."""
+        return self.precision if self.precision in ("int8", "int4") else None
+
+    @property
+    def tokenizer(self) -> Path:
+        """Return the folder of the tokenizer: the adapter's, where training saved one beside it."""
+        own = self.adapter and (self.adapter / "tokenizer_config.json").is_file()
+        return self.adapter if self.adapter and own else self.folder
 
 
-def locate(model: str) -> Checkpoint:
+def locate(model: str, *, hub: str = HUBS[0], adapter: Path | None = None, precision: str | None = None) -> Checkpoint:
     """Return the checkpoint a user means: `starter:NAME`, a folder, a `.gguf` file, or a hub id `owner/name`.
 
-    What looks like a path is never looked up on the hub. Raises ModelError when there is no such checkpoint.
+    What looks like a path is never looked up on the hub. Adapter and precision become part of the name. Raises
+    ModelError when there is no such checkpoint or adapter, UsageError for an unknown precision.
     """
+    found = _locate(model, hub)
+    name = found.name
+    if adapter:
+        _check_adapter(adapter)
+        name += f"+{adapter.resolve().name}"
+    if precision:
+        if precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise UsageError(f"--precision {precision}: expected {known}.{did_you_mean(precision, PRECISIONS)}")
+        name += f"-{precision}"
+    return Checkpoint(name, found.folder, adapter, precision)
+
+
+def _locate(model: str, hub: str) -> Checkpoint:
     from qwen_eval.models.starter import gguf_folder, starter_folder
 
     if not model.strip():
@@ -58,7 +95,8 @@ def locate(model: str) -> Checkpoint:
             f"--model {model}: no such folder, and not a hub id (owner/name).{_sibling(path)}\n"
             "Next: give a folder, a .gguf file, owner/name, or starter:smollm2-135m-instruct."
         )
-    return Checkpoint(model.split("/")[1], _hub_folder(model))
+    fetch = _modelscope_folder if hub == "modelscope" else _hub_folder
+    return Checkpoint(model.split("/")[1], fetch(model))
 
 
 def _looks_like_path(model: str) -> bool:
@@ -82,6 +120,11 @@ def _sibling(path: Path) -> str:
 
 def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(
+                f"{folder}: expected a checkpoint folder, found an adapter alone.\n"
+                "Next: give its base model with --model, and this folder with --adapter."
+            )
         raise ModelError(f"{folder}: expected a checkpoint folder with config.json, found none in it.")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise ModelError(f"{folder}: expected weights (*.safetensors or *.bin) beside config.json, found none.")
@@ -91,6 +134,36 @@ def _check_folder(folder: Path) -> None:
             f"{folder}: this checkpoint has an adapter (adapter_config.json); expected the package peft, found none.\n"
             "Next: `pip install peft`, or merge the adapter into the weights."
         )
+
+
+def _check_adapter(folder: Path) -> None:
+    files = [folder / f"adapter_model.{kind}" for kind in ("safetensors", "bin")]
+    if not (folder / "adapter_config.json").is_file() or not any(file.is_file() for file in files):
+        raise ModelError(
+            f"--adapter {folder}: expected a folder with adapter_config.json and adapter_model.safetensors, found none."
+        )
+    if find_spec("peft") is None:
+        raise ModelError(
+            f"--adapter {folder}: expected the package peft, found none.\nNext: `pip install 'qwen_eval[adapters]'`."
+        )
+
+
+def _modelscope_folder(model: str) -> Path:
+    try:
+        from modelscope import snapshot_download
+    except ImportError:
+        raise ModelError(
+            "--hub modelscope: expected the package modelscope, found none.\nNext: `pip install modelscope`."
+        ) from None
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=list(DECISIVE)))
+    except Exception as error:  # modelscope and what it is built on have many kinds
+        raise ModelError(
+            f"--model {model}: no folder of that name here, and not to be had from ModelScope ({first_line(error)}).\n"
+            "Next: check the spelling and the network, or give a checkpoint folder."
+        ) from None
+    _check_folder(folder)
+    return folder
 
 
 def _hub_folder(model: str) -> Path:
@@ -133,6 +206,20 @@ def fingerprint(folder: Path, *, verify: bool = False) -> str:
         digest.update(f"{name} {memory.of(path)}\n".encode())
     memory.save()
     return digest.hexdigest()[:16]
+
+
+def identify(checkpoint: Checkpoint, *, verify: bool = False) -> str:
+    """Return the fingerprint of a checkpoint as it is to be loaded: with its adapter, in the precision that was named.
+
+    `verify` as in `fingerprint`.
+    """
+    own = fingerprint(checkpoint.folder, verify=verify)
+    parts = [own]
+    if checkpoint.adapter:
+        parts.append(f"adapter {fingerprint(checkpoint.adapter, verify=verify)}")
+    if checkpoint.precision:
+        parts.append(f"precision {checkpoint.precision}")
+    return own if len(parts) == 1 else hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _decisive_files(folder: Path) -> Iterable[Path]:

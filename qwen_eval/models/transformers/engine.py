@@ -174,7 +174,7 @@ class PackedModel(ReferenceModel):
     def counters(self) -> dict[str, int | float | str]:
         """Return tokens computed, decode slots, those of them that gave no token, passes, and the rows in force."""
         wasted = self._counters["decode_slots"] - self._counters["decoded_tokens"]
-        return {**self._counters, "wasted_slots": wasted, "batch_size": self._pace.rows}
+        return {**self._counters, **self._resources(), "wasted_slots": wasted, "batch_size": self._pace.rows}
 
     def _take_in(self) -> list[tuple[int, Answer | Failed]]:
         """Tokenize what was submitted and line it up; return what cannot be asked."""

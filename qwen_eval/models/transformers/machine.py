@@ -1,17 +1,28 @@
 """What this machine has to give: memory that is free, processors that are ours, threads that pay."""
 
+import ctypes
 import itertools
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["choose_threads", "free_memory", "is_out_of_memory", "processors"]
+__all__ = [
+    "choose_threads",
+    "free_memory",
+    "is_out_of_memory",
+    "peak_memory",
+    "processors",
+    "release_memory",
+    "reset_peak_memory",
+]
 
 CGROUPS = Path("/sys/fs/cgroup")
 MEMORY_FILES = (
@@ -109,3 +120,49 @@ def _cgroup(name: str) -> Iterator[str]:
             yield (CGROUPS / str(group).lstrip("/") / name).read_text(encoding="utf-8").strip()
         except OSError:
             continue
+
+
+def release_memory(device: "torch.device") -> None:
+    """Give memory that nothing holds any more back to the system."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return
+    # Loading with several threads leaves glibc with as much memory again as the weights take.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim:
+        trim(0)
+
+
+def reset_peak_memory(device: "torch.device") -> None:
+    """Begin the peak of memory anew: on every GPU, or that of this process, where the system lets it."""
+    import torch
+
+    if device.type == "cuda":
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory(device: "torch.device") -> int:
+    """Return the bytes that were in use at most: allocated on all GPUs together, or resident in this process."""
+    import torch
+
+    if device.type == "cuda":
+        return sum(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
+    try:
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) << 10
+    import resource
+
+    # Kilobytes, but bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (0 if sys.platform == "darwin" else 10)

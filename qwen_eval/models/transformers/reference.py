@@ -7,6 +7,7 @@ silence. What it does not do: share prefixes between prompts.
 
 import itertools
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_eval.errors import DeviceError, ModelError
 from qwen_eval.models.base import Identity
-from qwen_eval.models.transformers.checkpoint import Checkpoint, checked_dtype, fingerprint, first_line
-from qwen_eval.models.transformers.machine import choose_threads, free_memory, is_out_of_memory
+from qwen_eval.models.transformers.adapters import with_adapter
+from qwen_eval.models.transformers.checkpoint import Checkpoint, checked_dtype, first_line, identify
+from qwen_eval.models.transformers.machine import (
+    choose_threads,
+    free_memory,
+    is_out_of_memory,
+    peak_memory,
+    release_memory,
+    reset_peak_memory,
+)
+from qwen_eval.models.transformers.quantisation import (
+    SHARE_OF_STORED,
+    check_quantisation,
+    is_quantised,
+    loading_settings,
+    packages,
+    precision_name,
+)
 from qwen_eval.models.transformers.tokenization import Tokenizer
 from qwen_eval.task import (
     Answer,
@@ -91,10 +108,12 @@ class ReferenceModel:
         self.checkpoint = checkpoint
         self.device = _device(device)
         kind = self.device.type
+        if checkpoint.precision and not checkpoint.quantisation:
+            dtype = checkpoint.precision
         self.dtype = (
             checked_dtype("float32" if kind == "cpu" else "bfloat16") if dtype == "auto" else checked_dtype(dtype)
         )
-        self.tokenizer = Tokenizer(checkpoint.folder)
+        self.tokenizer = Tokenizer(checkpoint.tokenizer, model=checkpoint.folder)
         self.batch_size = batch_size
         self.deterministic = deterministic
         try:
@@ -104,6 +123,8 @@ class ReferenceModel:
                 f"{checkpoint.folder}: this configuration cannot be read ({first_line(error)})."
             ) from error
         self.kind: str = config.model_type
+        check_quantisation(checkpoint, config)
+        self.quantised = is_quantised(checkpoint, config)
         self.config = config.get_text_config()
         self.window: int = getattr(self.config, "max_position_embeddings", None) or 1 << 30
         self.repetition_penalty = _repetition_penalty(checkpoint.folder)
@@ -111,20 +132,25 @@ class ReferenceModel:
         template = self.tokenizer.template
         self.identity = Identity(
             name=checkpoint.name,
-            fingerprint=fingerprint(checkpoint.folder, verify=verify),
-            dtype=self.dtype,
+            fingerprint=identify(checkpoint, verify=verify),
+            dtype=precision_name(checkpoint, config, self.dtype),
             device=torch.cuda.get_device_name(self.device) if kind == "cuda" else kind,
             engine=self.engine,
             chat=self.tokenizer.is_chat,
             chat_template=None if template is None else _hash(template),
-            exact=self.dtype == "float32",
-            versions={name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")},
+            exact=self.dtype == "float32" and not self.quantised,
+            versions={
+                name: importlib.metadata.version(name)
+                for name in ("torch", "transformers", "tokenizers", *packages(checkpoint, config))
+            },
         )
         self._queue: list[tuple[int, Request]] = []
         self._sorted = True
         self._report: Callable[[int], None] = lambda tokens: None
         self._counters = dict.fromkeys(("prompt_tokens", "computed_tokens", "new_tokens", "decode_slots", "batches"), 0)
         self._model: Any = None
+        self._load_seconds = 0.0
+        self._load_peak = 0
 
     # ---------------------------------------------------------------------------------------------- the model protocol
 
@@ -173,24 +199,39 @@ class ReferenceModel:
 
     def unload(self) -> None:
         """Let go of the weights and of what is queued."""
-        import gc
-
-        import torch
-
         self._queue = []
         self._model = None
         self._report = lambda tokens: None
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(self.device)
 
     def on_progress(self, report: Callable[[int], None]) -> None:
         """Call `report` with the tokens of every forward pass."""
         self._report = report
 
     def counters(self) -> Mapping[str, int | float | str]:
-        """Return tokens computed, decode slots used, batches, and the batch size in force."""
-        return {**self._counters, "batch_size": self.batch_size or "auto"}
+        """Return tokens computed, decode slots used, batches, the batch size in force, and what loading took."""
+        return {**self._counters, **self._resources(), "batch_size": self.batch_size or "auto"}
+
+    def load(self) -> None:
+        """Load the weights now, instead of with the first request. Raises ModelError, DeviceError."""
+        import torch
+
+        with torch.inference_mode():
+            self._weights()
+
+    @property
+    def attention(self) -> str:
+        """The name of the attention function of the weights, once they are loaded."""
+        return "" if self._model is None else str(self._model.config._attn_implementation)
+
+    def _resources(self) -> dict[str, int | float]:
+        """Return how long loading took, and the peaks of memory: with loading, and since then."""
+        peak = peak_memory(self.device)
+        return {
+            "load_seconds": round(self._load_seconds, 3),
+            "peak_memory_bytes": max(peak, self._load_peak),
+            "peak_memory_answering_bytes": peak,
+        }
 
     # ------------------------------------------------------------------------------------------------------- requests
 
@@ -412,41 +453,63 @@ class ReferenceModel:
         """Load the weights once."""
         if self._model is None:
             import torch
-            import transformers
 
-            transformers.logging.disable_progress_bar()
             if self.device.type == "cpu":
                 choose_threads(measure=not self.deterministic)
             elif self.deterministic:
                 # Without a fixed workspace cuBLAS may choose another algorithm from one run to the next.
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True, warn_only=True)
-            several = self._device_map()
+            begun = time.perf_counter()
+            reset_peak_memory(self.device)
             try:
-                model = transformers.AutoModelForCausalLM.from_pretrained(
-                    self.checkpoint.folder,
-                    dtype=getattr(torch, self.dtype),
-                    device_map=several,
-                    trust_remote_code=False,
-                )
-                model = model if several else model.to(self.device)
+                model = self._read_weights()
+            except ModelError:
+                raise
             except Exception as error:  # transformers raises whatever the file at fault makes it raise
                 if is_out_of_memory(error):
                     raise DeviceError(
                         f"{self.checkpoint.name}: the weights do not fit into the memory of {self.device} in "
-                        f"{self.dtype}.\nNext: choose another --device, or a smaller --dtype."
+                        f"{self.identity.dtype}.\nNext: choose another --device, or a smaller --dtype."
                     ) from error
                 raise ModelError(
                     f"{self.checkpoint.folder}: this checkpoint cannot be loaded ({first_line(error)})."
                 ) from error
-            if fingerprint(self.checkpoint.folder) != self.identity.fingerprint:
+            if identify(self.checkpoint) != self.identity.fingerprint:
                 raise ModelError(
                     f"{self.checkpoint.folder}: expected the checkpoint that this run began with, found it changed.\n"
                     "Next: run again; what is answered by the changed one is kept apart."
                 )
             self.device = model.get_input_embeddings().weight.device
             self._model = model.eval()
+            release_memory(self.device)
+            self._load_peak = peak_memory(self.device)
+            reset_peak_memory(self.device)
+            self._load_seconds += time.perf_counter() - begun
         return self._model
+
+    def _read_weights(self) -> Any:
+        """Return the model as it is to answer: on its device, quantised, with its adapter."""
+        import torch
+        import transformers
+
+        transformers.logging.disable_progress_bar()
+        several = self._device_map()
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            self.checkpoint.folder,
+            dtype=getattr(torch, self.dtype),
+            # Quantised weights cannot be moved afterwards.
+            device_map=several or ({"": self.device} if self.quantised else None),
+            trust_remote_code=False,
+            **loading_settings(self.checkpoint, self.dtype),
+        )
+        model = model if several or self.quantised else model.to(self.device)
+        if self.checkpoint.adapter:
+            model = with_adapter(model, self.checkpoint.adapter, merge=not self.quantised)
+        if self.quantised:
+            # Kernels that are missing or refuse the sizes of a layer say so only when they are called.
+            model(torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device))
+        return model
 
     def _device_map(self) -> str | None:
         """Return "auto" where there are several GPUs, none was named and one is too small for the weights.
@@ -459,7 +522,7 @@ class ReferenceModel:
             return None
         stored = sum(
             file.stat().st_size for kind in ("*.safetensors", "*.bin") for file in self.checkpoint.folder.glob(kind)
-        )
+        ) * SHARE_OF_STORED.get(self.checkpoint.quantisation or "", 1)
         return "auto" if stored > WEIGHTS_SHARE * free_memory(self.device) else None
 
     def _refused(self, length: int, more: int) -> Failed | None:

@@ -21,8 +21,11 @@ CHATML_ENDS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 class Tokenizer:
     """A checkpoint's tokenizer and chat template, with its end tokens."""
 
-    def __init__(self, folder: Path) -> None:
-        """Load from a checkpoint folder. Raises ModelError when it has no usable tokenizer."""
+    def __init__(self, folder: Path, *, model: Path | None = None) -> None:
+        """Load from a checkpoint folder. Raises ModelError when it has no usable tokenizer.
+
+        `model` is the folder whose configurations name end tokens, where it is another one.
+        """
         import transformers
 
         transformers.logging.set_verbosity_error()
@@ -31,7 +34,7 @@ class Tokenizer:
         except Exception as error:  # transformers raises whatever the file at fault makes it raise
             raise ModelError(f"{folder}: the tokenizer cannot be loaded ({first_line(error)}).") from error
         self.markers = sorted((str(token) for token in self.inner.get_added_vocab()), key=len, reverse=True)
-        self.end_tokens = self._end_tokens(folder)
+        self.end_tokens = self._end_tokens(model or folder)
         self._closing: dict[tuple[int, tuple[str, ...]], bool] = {}
 
     @property
