@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from qwen_eval.errors import DeviceError, ModelError
+from qwen_eval.errors import DeviceError, ModelError, QwenEvalError
+from qwen_eval.models import qwen1
 from qwen_eval.models.base import Identity
+from qwen_eval.models.transformers import loading
 from qwen_eval.models.transformers.checkpoint import Checkpoint, checked_dtype, fingerprint, first_line
 from qwen_eval.models.transformers.machine import choose_threads, free_memory, is_out_of_memory
 from qwen_eval.models.transformers.tokenization import Tokenizer
@@ -33,6 +35,8 @@ from qwen_eval.task import (
 
 if TYPE_CHECKING:
     import torch
+
+    from qwen_eval.models.transformers.rotary import Rotary
 
 __all__ = ["ReferenceModel", "Row", "cache_bytes", "left_cut", "scales_with_length"]
 
@@ -55,6 +59,7 @@ class Row:
     cut: int
     limit: int
     new: list[int] = field(default_factory=list)
+    stretch: float = 1.0
 
     @property
     def tokens(self) -> list[int]:
@@ -76,46 +81,49 @@ class ReferenceModel:
         batch_size: int | None = None,
         deterministic: bool = False,
         verify: bool = False,
+        setting: str | None = None,
+        trusted: bool = False,
     ) -> None:
         """Identify the checkpoint. Raises ModelError, DeviceError, UsageError.
 
         `deterministic`: neither free memory nor a clock decides what is computed together, nor with how many threads.
         `verify`: read every file for the fingerprint, also those whose digest is remembered.
+        `setting`: how contexts beyond the training length are met (`longcontext.py`); None: as the checkpoint says.
+        `trusted`: code that comes with the checkpoint may be run.
         """
         import importlib.metadata
 
         import torch
-        import transformers
 
         self.checkpoint = checkpoint
+        self.trusted = trusted
         self.device = _device(device)
         kind = self.device.type
         self.dtype = (
             checked_dtype("float32" if kind == "cpu" else "bfloat16") if dtype == "auto" else checked_dtype(dtype)
         )
-        self.tokenizer = Tokenizer(checkpoint.folder)
+        self.tokenizer = Tokenizer(checkpoint.folder, trusted=trusted)
         self.batch_size = batch_size
         self.deterministic = deterministic
-        try:
-            config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
-        except Exception as error:  # transformers raises whatever the file at fault makes it raise
-            raise ModelError(
-                f"{checkpoint.folder}: this configuration cannot be read ({first_line(error)})."
-            ) from error
-        self.kind: str = config.model_type
-        self.config = config.get_text_config()
+        self.kind, self.config = loading.read_config(checkpoint.folder, trusted=trusted)
         self.window: int = getattr(self.config, "max_position_embeddings", None) or 1 << 30
+        own = loading.own_long_context(checkpoint.folder, self.kind, self.config)
+        self.long = own if setting is None else loading.with_setting(own, setting, self.kind, self.config)
+        if self.kind != qwen1.KIND and self.long.rope != "plain":
+            self.window = 1 << 30
         self._auto_batch = AUTO_BATCH if kind == "cuda" else _rows_in_memory(self.config)
         template = self.tokenizer.template
         self.identity = Identity(
             name=checkpoint.name,
-            fingerprint=fingerprint(checkpoint.folder, verify=verify),
+            fingerprint=self._fingerprint(verify=verify),
             dtype=self.dtype,
             device=torch.cuda.get_device_name(self.device) if kind == "cuda" else kind,
             engine=self.engine,
             chat=self.tokenizer.is_chat,
             chat_template=None if template is None else _hash(template),
             exact=self.dtype == "float32",
+            rope=None if self.kind != qwen1.KIND and self.long == own else self.long.name,
+            remote_code=trusted and loading.has_own_code(checkpoint.folder),
             versions={name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")},
         )
         self._queue: list[tuple[int, Request]] = []
@@ -123,6 +131,8 @@ class ReferenceModel:
         self._report: Callable[[int], None] = lambda tokens: None
         self._counters = dict.fromkeys(("prompt_tokens", "computed_tokens", "new_tokens", "decode_slots", "batches"), 0)
         self._model: Any = None
+        self._rotary: Rotary | None = None
+        self._stream: tuple[str, list[int]] = ("", [])
 
     # ---------------------------------------------------------------------------------------------- the model protocol
 
@@ -173,6 +183,8 @@ class ReferenceModel:
 
         self._queue = []
         self._model = None
+        self._rotary = None
+        self._stream = ("", [])
         self._report = lambda tokens: None
         gc.collect()
         if self.device.type == "cuda":
@@ -220,7 +232,7 @@ class ReferenceModel:
             return answers
         ids, mask = self._left_padded([row.prompt for row in rows])
         self._counters["prompt_tokens"] += int(mask.sum())
-        logits, cache = self._forward(ids, mask, None, keep=1)
+        logits, cache = self._forward(ids, mask, None, keep=1, stretches=[row.stretch for row in rows])
         while True:
             self._take_tokens(rows, logits[:, -1])
             finished = [self._finished(row) for row in rows]
@@ -236,7 +248,7 @@ class ReferenceModel:
             ids = ids.new_tensor([[row.new[-1]] for row in rows])
             mask = _with_column(mask)
             self._counters["decode_slots"] += len(rows)
-            logits, cache = self._forward(ids, mask, cache, keep=1)
+            logits, cache = self._forward(ids, mask, cache, keep=1, stretches=[row.stretch for row in rows])
 
     def _row(self, ticket: int, request: Generate) -> Row | Failed:
         """Tokenize a prompt; fail where it leaves no room in the window."""
@@ -247,7 +259,8 @@ class ReferenceModel:
         refused = self._refused(len(prompt), 1)
         if refused:
             return refused
-        return Row(ticket, request, prompt, cut, min(request.max_new_tokens, self.window - len(prompt)))
+        limit = min(request.max_new_tokens, self.window - len(prompt))
+        return Row(ticket, request, prompt, cut, limit, stretch=self.long.stretch(len(prompt)))
 
     def _take_tokens(self, rows: Sequence[Row], logits: "torch.Tensor") -> None:
         """Give every row its next token; logits [rows, vocabulary]."""
@@ -303,7 +316,9 @@ class ReferenceModel:
         if single:
             ids, mask = self._left_padded([context for _, context, _, _ in single])
             self._counters["prompt_tokens"] += int(mask.sum())
-            logprobs = self._forward(ids, mask, None, keep=1)[0][:, -1].float().log_softmax(-1)
+            stretches = [self.long.stretch(len(context)) for _, context, _, _ in single]
+            logits, _ = self._forward(ids, mask, None, keep=1, stretches=stretches)
+            logprobs = logits[:, -1].float().log_softmax(-1)
             for (ticket, context, tokens, cut), row in zip(single, logprobs, strict=True):
                 answers[ticket] = Chosen(
                     logprobs=tuple(row[tokens].tolist()), prompt_tokens=len(context), cut_tokens=cut
@@ -315,7 +330,9 @@ class ReferenceModel:
         longest = max(map(len, options))
         ids, mask = self._left_padded([context + option for option in options])
         self._counters["prompt_tokens"] += int(mask.sum())
-        logprobs = self._forward(ids, mask, None, keep=longest + 1)[0].float().log_softmax(-1)
+        # Stretched as for the context alone, so that the options stay comparable.
+        stretches = [self.long.stretch(len(context))] * len(options)
+        logprobs = self._forward(ids, mask, None, keep=longest + 1, stretches=stretches)[0].float().log_softmax(-1)
         values = []
         for row, option in enumerate(options):
             # All rows end together, so the option's tokens are predicted at the positions just before its own.
@@ -342,11 +359,11 @@ class ReferenceModel:
         """Negative log-likelihood of a block, chunk by chunk after its own cache; the sum in float64."""
         import torch
 
-        total, cache = 0.0, None
+        total, cache, stretch = 0.0, None, self.long.stretch(len(block))
         for at in range(0, len(block) - 1, CHUNK):
             part = torch.tensor([block[at : min(at + CHUNK, len(block) - 1)]], device=self.device)
             mask = torch.ones(1, at + part.shape[1], dtype=torch.long, device=self.device)
-            logits, cache = self._forward(part, mask, cache, keep=0)
+            logits, cache = self._forward(part, mask, cache, keep=0, stretches=[stretch])
             wanted = torch.tensor(block[at + 1 : at + 1 + part.shape[1]], device=self.device)
             nll = torch.nn.functional.cross_entropy(logits[0].float(), wanted, reduction="none")
             total += float(nll.double().sum())
@@ -365,12 +382,16 @@ class ReferenceModel:
         return ids, mask
 
     def _forward(
-        self, ids: "torch.Tensor", mask: "torch.Tensor", cache: Any, *, keep: int
+        self, ids: "torch.Tensor", mask: "torch.Tensor", cache: Any, *, keep: int, stretches: Sequence[float]
     ) -> tuple["torch.Tensor", Any]:
-        """Return the logits of the last `keep` positions (0: all), [rows, keep, vocabulary], and the cache."""
+        """Return the logits of the last `keep` positions (0: all), [rows, keep, vocabulary], and the cache.
+
+        `stretches` are those of the rotary embedding, one a row.
+        """
         # Positions count a row's own tokens, so that padding on the left changes nothing.
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         out = self._weights()(
+            **self._long_context([[each] for each in stretches], positions),
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
@@ -382,28 +403,41 @@ class ReferenceModel:
         self._counters["computed_tokens"] += ids.numel()
         return out.logits, out.past_key_values
 
+    def _long_context(self, stretches: Sequence[Sequence[float]], positions: "torch.Tensor") -> dict[str, Any]:
+        """Set the stretches, [rows, 1 or tokens], for the next pass; return what attention is told beyond the usual.
+
+        `positions` are [rows, tokens].
+        """
+        self._weights()
+        if self._rotary is None:
+            return {}
+        from qwen_eval.models.transformers.rotary import query_scales
+
+        self._rotary.stretches = stretches
+        return {"query_scale": query_scales(self.long, positions)}
+
     def _weights(self) -> Any:
         """Load the weights once."""
         if self._model is None:
             import torch
-            import transformers
 
-            transformers.logging.disable_progress_bar()
             if self.device.type == "cpu":
                 choose_threads(measure=not self.deterministic)
             elif self.deterministic:
                 # Without a fixed workspace cuBLAS may choose another algorithm from one run to the next.
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
                 torch.use_deterministic_algorithms(True, warn_only=True)
-            several = self._device_map()
             try:
-                model = transformers.AutoModelForCausalLM.from_pretrained(
+                model = loading.load_weights(
                     self.checkpoint.folder,
-                    dtype=getattr(torch, self.dtype),
-                    device_map=several,
-                    trust_remote_code=False,
+                    self.config,
+                    dtype=self.dtype,
+                    device=self.device,
+                    spread=self._is_spread(),
+                    trusted=self.trusted,
                 )
-                model = model if several else model.to(self.device)
+            except QwenEvalError:
+                raise
             except Exception as error:  # transformers raises whatever the file at fault makes it raise
                 if is_out_of_memory(error):
                     raise DeviceError(
@@ -413,28 +447,44 @@ class ReferenceModel:
                 raise ModelError(
                     f"{self.checkpoint.folder}: this checkpoint cannot be loaded ({first_line(error)})."
                 ) from error
-            if fingerprint(self.checkpoint.folder) != self.identity.fingerprint:
+            if self._fingerprint() != self.identity.fingerprint:
                 raise ModelError(
                     f"{self.checkpoint.folder}: expected the checkpoint that this run began with, found it changed.\n"
                     "Next: run again; what is answered by the changed one is kept apart."
                 )
             self.device = model.get_input_embeddings().weight.device
             self._model = model.eval()
+            self._install_long_context()
         return self._model
 
-    def _device_map(self) -> str | None:
-        """Return "auto" where there are several GPUs, none was named and one is too small for the weights.
+    def _install_long_context(self) -> None:
+        """Give the model what its setting asks for, if anything."""
+        if self.long.name != "plain":
+            from qwen_eval.models.transformers.rotary import SCALED, install, register_scaled
+
+            self._rotary = install(self._model, self.config, self.long)
+            register_scaled()
+            self._model.set_attn_implementation(SCALED)
+
+    def _fingerprint(self, *, verify: bool = False) -> str:
+        """Return the fingerprint of the files, with the setting where that is not the checkpoint's own."""
+        found = fingerprint(self.checkpoint.folder, verify=verify)
+        own = loading.own_long_context(self.checkpoint.folder, self.kind, self.config)
+        return found if self.long == own else _hash(f"{found} {self.long.name}")
+
+    def _is_spread(self) -> bool:
+        """Return whether the layers stand on several GPUs: none was named and one is too small for the weights.
 
         The layers then stand on the GPUs one after the other (needs the package accelerate).
         """
         import torch
 
         if self.device.type != "cuda" or self.device.index is not None or torch.cuda.device_count() < 2:
-            return None
+            return False
         stored = sum(
             file.stat().st_size for kind in ("*.safetensors", "*.bin") for file in self.checkpoint.folder.glob(kind)
         )
-        return "auto" if stored > WEIGHTS_SHARE * free_memory(self.device) else None
+        return stored > WEIGHTS_SHARE * free_memory(self.device)
 
     def _refused(self, length: int, more: int) -> Failed | None:
         """Say why a prompt of so many tokens cannot be asked, with so many more behind it; None where it can."""

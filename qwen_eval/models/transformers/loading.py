@@ -1,0 +1,132 @@
+"""From a checkpoint folder to configuration and weights: through transformers, but for Qwen's first models."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen_eval.errors import DeviceError, ModelError
+from qwen_eval.models import qwen1
+from qwen_eval.models.longcontext import LongContext, long_context
+from qwen_eval.models.transformers.checkpoint import first_line
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["has_own_code", "load_weights", "own_long_context", "read_config", "with_setting"]
+
+
+def read_config(folder: Path, *, trusted: bool) -> tuple[str, Any]:
+    """Return the `model_type` of a checkpoint and its configuration, of the text part where it has several.
+
+    Raises ModelError, also where the model is code in the folder and that is not `trusted`.
+    """
+    if qwen1.is_qwen1(folder):
+        return qwen1.KIND, qwen1.read_config(folder)
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+    except Exception as error:  # transformers raises whatever the file at fault makes it raise
+        if has_own_code(folder) and not trusted:
+            raise ModelError(
+                f"{folder}: this model is code that comes with the checkpoint (auto_map in config.json), and "
+                "transformers has none of its own for it.\n"
+                "Next: read that code; if you trust it, add --trust-remote-code."
+            ) from error
+        raise ModelError(f"{folder}: this configuration cannot be read ({first_line(error)}).") from error
+    return config.model_type, config.get_text_config()
+
+
+def has_own_code(folder: Path) -> bool:
+    """Return whether a checkpoint brings code that would be run if it were trusted. Never Qwen's first models'."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return bool(config.get("auto_map")) and not qwen1.is_qwen1(folder)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+# ------------------------------------------------------------------------------------------------------ long contexts
+
+
+def own_long_context(folder: Path, kind: str, config: Any) -> LongContext:
+    """Return how a checkpoint itself meets contexts beyond its training length, as far as that is not transformers'."""
+    if kind == qwen1.KIND:
+        return qwen1.long_context_of(folder)
+    return LongContext(native=getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+
+def with_setting(own: LongContext, setting: str, kind: str, config: Any) -> LongContext:
+    """Return what the user wants instead of a checkpoint's `own`. Raises UsageError, ModelError."""
+    from qwen_eval.models.transformers.engine import KINDS
+
+    wanted = long_context(setting, native=own.native)
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    if rope != "default" or kind not in KINDS:
+        raise ModelError(
+            f"--settings {setting}: expected a model with a plain rotary embedding on which this was tried, found kind "
+            f"{kind}, rope type {rope}.\nNext: leave out --settings; what config.json says is in force."
+        )
+    return wanted
+
+
+# ------------------------------------------------------------------------------------------------------------- weights
+
+
+def load_weights(folder: Path, config: Any, *, dtype: str, device: "torch.device", spread: bool, trusted: bool) -> Any:
+    """Return the model with its weights in `dtype` on `device`, or `spread` over all GPUs (needs accelerate).
+
+    Raises ModelError, DeviceError, and whatever transformers raises.
+    """
+    import torch
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    if qwen1.is_qwen1(folder):
+        quantized = qwen1.quantization(folder)
+        if quantized:
+            return _load_quantized(folder, config, quantized, dtype=dtype, device=device)
+        return qwen1.load_weights(folder, config, dtype=dtype, device=device, spread=spread)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        device_map="auto" if spread else None,
+        trust_remote_code=trusted,
+    )
+    return model if spread else model.to(device)
+
+
+def _load_quantized(folder: Path, config: Any, quantized: dict[str, Any], *, dtype: str, device: "torch.device") -> Any:
+    """Return a GPTQ checkpoint of Qwen's first models, converted once into one of Qwen2 and loaded by gptqmodel."""
+    from importlib.util import find_spec
+
+    if device.type != "cuda":
+        raise DeviceError(
+            f"{folder}: its weights are quantised (GPTQ); expected a CUDA device to run them on, found {device}.\n"
+            "Next: run it on a machine with a GPU, or take the checkpoint that is not quantised."
+        )
+    if find_spec("gptqmodel") is None:
+        raise ModelError(
+            f"{folder}: its weights are quantised (GPTQ); expected the package gptqmodel, found none.\n"
+            "Next: `pip install gptqmodel`, or take the checkpoint that is not quantised."
+        )
+    import torch
+    from gptqmodel import GPTQModel
+
+    converted = quantized_folder(folder, config, quantized)
+    return GPTQModel.load(str(converted), device=str(device), dtype=getattr(torch, dtype)).model
+
+
+def quantized_folder(folder: Path, config: Any, quantized: dict[str, Any]) -> Path:
+    """Return the folder in the cache that holds a GPTQ checkpoint of Qwen's first models as one of Qwen2."""
+    from qwen_eval.models.prepared import Source, prepared_folder
+    from qwen_eval.models.transformers.checkpoint import fingerprint
+    from qwen_eval.paths import home
+
+    digest = fingerprint(folder)
+    source = Source(name=folder.name, sha256=digest, note="the same numbers under the names of Qwen2", conversion=1)
+    return prepared_folder(
+        home() / "models" / f"qwen1-{digest}",
+        source=source,
+        build=lambda work: qwen1.convert_quantized(folder, config, quantized, into=work / "converted"),
+    )
