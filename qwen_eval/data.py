@@ -64,7 +64,7 @@ class Dataset:
             self.fingerprints[split] = fingerprint(
                 {name: value for name, value in row.items() if name not in expected.optional} for row in rows
             )
-            if not self.mini and self.fingerprints[split] != expected.fingerprint:
+            if not self.mini and expected.fingerprint and self.fingerprints[split] != expected.fingerprint:
                 self.warnings.append(
                     f"{self.spec.name}, split {split}: these rows are not the official ones "
                     f"(fingerprint {self.fingerprints[split]}, expected {expected.fingerprint}); {self.origin}."
@@ -227,13 +227,15 @@ def _read_split(
         if split.part:
             column, numbers = split.part
             found = [row for row in found if row[column].isdecimal() and int(row[column]) in numbers]
+        if split.texts:
+            found = [{**row, "text": read_text(_unpacked(folder / f"{row[split.texts]}.xz"))} for row in found]
         rows += [{"group": group, "row": str(index), **row} for index, row in enumerate(found)] if group else found
     return rows
 
 
 def _unpacked(path: Path) -> Path:
-    """Return a compressed file, or the same without .gz where only that is there."""
-    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    """Return a compressed file, or the same without .gz or .xz where only that is there."""
+    plain = path.with_suffix("") if path.suffix in (".gz", ".xz") else path
     return plain if plain.is_file() and not path.is_file() else path
 
 
@@ -248,6 +250,8 @@ def _read_file(path: Path, split: SplitSpec) -> list[dict[str, str]]:
 
 
 def _fetched(spec: DatasetSpec, tasks: Path, tried: list[str], say: Callable[[str], None]) -> Dataset | None:
+    if not spec.url:
+        return None
     try:
         folder = fetch(spec, pins(spec, tasks), say=say)
     except DataError as error:

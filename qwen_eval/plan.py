@@ -21,7 +21,7 @@ class Plan:
     `total` counts the samples of the whole split; `prompts` is a hash over the first requests of all of them, so it
     does not depend on the limit, nor on sampling. Each sample is asked `repeats` times. `sampling` holds the seed of
     the run, from which `with_sampling` derives one for every answer; None is greedy. A `deterministic` run asks in
-    chunks of `CHUNK` samples.
+    chunks of `CHUNK` samples. `lengths` are those in tokens that a task is measured at.
     """
 
     task: Task
@@ -37,6 +37,7 @@ class Plan:
     sampling: Sampling | None = None
     repeats: int = 1
     deterministic: bool = False
+    lengths: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -86,6 +87,7 @@ class Plan:
             "sampling": drawn and {"temperature": drawn.temperature, "top_p": drawn.top_p, "top_k": drawn.top_k},
             "repeats": self.repeats,
             "deterministic": self.deterministic,
+            **({"lengths": list(self.lengths)} if self.lengths else {}),
         }
 
 
@@ -101,6 +103,8 @@ def make_plan(
     sampling: Sampling | None = None,
     repeats: int = 1,
     deterministic: bool = False,
+    lengths: Sequence[int] = (),
+    blocks: int | None = None,
 ) -> Plan:
     """Read the data, build every prompt, choose the samples. Raises UsageError for a split or shots that do not exist.
 
@@ -120,7 +124,8 @@ def make_plan(
             f"--shots {count}: {task.name}@{protocol.name} is defined for "
             f"{allowed.start if len(allowed) == 1 else f'{allowed.start} to {allowed.stop - 1}'} exemplars."
         )
-    samples = task.samples(dataset, split)
+    lengths = tuple(sorted(set(lengths))) or task.lengths
+    samples = task.at_lengths(lengths, blocks)(dataset, split) if task.at_lengths else task.samples(dataset, split)
     build = protocol.build(dataset, count)
     cut = protocol.cut if published_truncation else None
 
@@ -131,7 +136,9 @@ def make_plan(
         request = replace(asked, cut=cut) if cut and isinstance(asked, Generate | Choose) else asked
         return run_programs(request, task, sample) if task.programs else one_turn(request)
 
-    prompts = checksum([[sample.id, request_hash(_first(ask(sample)))] for sample in samples])
+    # More blocks of the same lengths extend a run: the first ones say which texts these are.
+    named = task.at_lengths(lengths, 1)(dataset, split) if task.at_lengths else samples
+    prompts = checksum([[sample.id, request_hash(_first(ask(sample)))] for sample in named])
     chosen = _spread(samples, proportional=protocol.average == "micro")[: _limited(len(samples), limit)]
     order = {sample.id: index for index, sample in enumerate(samples)}
     generates = any(isinstance(_first(ask(sample)), Generate) for sample in samples[:1])
@@ -149,6 +156,7 @@ def make_plan(
         sampling=sampling if generates else None,
         repeats=repeats if generates else 1,
         deterministic=deterministic,
+        lengths=lengths if task.at_lengths else (),
     )
 
 

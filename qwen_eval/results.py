@@ -20,12 +20,13 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from qwen_eval.errors import StoreError, UsageError
-from qwen_eval.task import Answer, Chosen, Execute, Executed, Generated, Measured, Request
+from qwen_eval.task import Answer, Chosen, Execute, Executed, Generated, Measured, Perplexity, Request
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -97,10 +98,18 @@ def unsealed(line: bytes) -> dict[str, Any]:
 def request_hash(request: Request | Execute) -> str:
     """Return the hash of everything that is asked: prompt, options, stops, limits, sampling, program, test, kind."""
     asked = asdict(request)
+    if isinstance(request, Perplexity):
+        # Texts of megabytes that many requests share are read once.
+        asked["text"] = _text_hash(request.text)
     if asked.get("sampling") is None:
         # Greedy requests keep the hash they had before there was sampling.
         asked.pop("sampling", None)
     return checksum({"kind": type(request).__name__, **asked})
+
+
+@lru_cache(maxsize=4)
+def _text_hash(text: str | tuple[str, ...]) -> str:
+    return checksum(text)
 
 
 @dataclass(frozen=True)

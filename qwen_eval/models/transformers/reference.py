@@ -7,7 +7,7 @@ silence. What it does not do: share prefixes between prompts.
 
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,27 @@ class Row:
     def tokens(self) -> list[int]:
         """What the next token follows: the prompt and what was generated so far."""
         return self.prompt + self.new
+
+
+class Stream:
+    """The tokens of texts, one text after the other; tokenized as far as they are asked for, and remembered."""
+
+    def __init__(self, texts: str | tuple[str, ...], tokenizer: Tokenizer) -> None:
+        """Begin with nothing."""
+        self.texts = texts
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self._ahead = iter((texts,) if isinstance(texts, str) else texts)
+
+    def block(self, index: int, size: int) -> list[int] | None:
+        """Return a block of `size` tokens, by its number from 0; None where the texts end before its end."""
+        end = (index + 1) * size
+        while len(self.ids) < end:
+            text = next(self._ahead, None)
+            if text is None:
+                return None
+            self.ids += self.tokenizer.encode(text, control=False)
+        return self.ids[end - size : end]
 
 
 class ReferenceModel:
@@ -132,7 +153,7 @@ class ReferenceModel:
         self._counters = dict.fromkeys(("prompt_tokens", "computed_tokens", "new_tokens", "decode_slots", "batches"), 0)
         self._model: Any = None
         self._rotary: Rotary | None = None
-        self._stream: tuple[str, list[int]] = ("", [])
+        self._stream: Stream | None = None
 
     # ---------------------------------------------------------------------------------------------- the model protocol
 
@@ -169,7 +190,8 @@ class ReferenceModel:
     def prompt_tokens(self, request: Request) -> tuple[int, ...]:
         """Return the token ids of a request's prompt."""
         if isinstance(request, Perplexity):
-            return tuple(self.tokenizer.encode(request.text, control=False))
+            blocks = list(self._blocks(request))
+            return tuple(itertools.chain.from_iterable(blocks))
         return tuple(self.tokenizer.encode_prompt(request.prompt))
 
     def forget(self) -> None:
@@ -184,7 +206,7 @@ class ReferenceModel:
         self._queue = []
         self._model = None
         self._rotary = None
-        self._stream = ("", [])
+        self._stream = None
         self._report = lambda tokens: None
         gc.collect()
         if self.device.type == "cuda":
@@ -202,7 +224,7 @@ class ReferenceModel:
 
     def _rows(self, kind: type) -> int:
         """Return how many requests are answered together: what the user said, else by kind and memory."""
-        if scales_with_length(self.config):
+        if kind is Perplexity or scales_with_length(self.config):
             return 1
         if self.batch_size:
             return self.batch_size
@@ -342,18 +364,27 @@ class ReferenceModel:
 
     def _measure(self, request: Perplexity) -> Measured | Failed:
         """Negative log-likelihood block by block."""
-        ids = self.tokenizer.encode(request.text, control=False)
         refused = self._refused(request.block, 0)
-        if refused:
+        if refused and not (request.beyond and getattr(self.config, "rope_parameters", None)):
             return refused
         nll: list[float] = []
         sizes: list[int] = []
-        for start in range(0, len(ids) - request.block + 1, request.block):
-            block = ids[start : start + request.block]
+        for block in self._blocks(request):
             nll.append(self._block_nll(block))
-            sizes.append(len(self.tokenizer.decode(block).encode()))
+            # The first token is not predicted.
+            sizes.append(len(self.tokenizer.decode(block[1:], after=block[:1]).encode()))
             self._counters["prompt_tokens"] += len(block)
         return Measured(nll=tuple(nll), tokens=(request.block - 1,) * len(nll), bytes=tuple(sizes))
+
+    def _blocks(self, request: Perplexity) -> Iterator[list[int]]:
+        """Yield the blocks that are asked for, as far as there are such."""
+        if self._stream is None or self._stream.texts is not request.text:
+            self._stream = Stream(request.text, self.tokenizer)
+        for index in itertools.count() if request.index is None else [request.index]:
+            block = self._stream.block(index, request.block)
+            if block is None:
+                return
+            yield block
 
     def _block_nll(self, block: list[int]) -> float:
         """Negative log-likelihood of a block, chunk by chunk after its own cache; the sum in float64."""
@@ -527,7 +558,7 @@ def _with_column(mask: "torch.Tensor") -> "torch.Tensor":
 def _kind_and_length(item: tuple[int, Request]) -> tuple[str, int]:
     request = item[1]
     if isinstance(request, Perplexity):
-        length = len(request.text)
+        length = request.block
     elif isinstance(request.prompt, str):
         length = len(request.prompt)
     else:

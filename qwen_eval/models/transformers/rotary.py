@@ -29,11 +29,11 @@ class Rotary(torch.nn.Module):
         self.long = long
         self.stretches: Sequence[Sequence[float]] = ((1.0,),)
         self._tables: dict[float, tuple[torch.Tensor, float]] = {}
-        expected, found = self._table(1.0)[0], getattr(inner, "inv_freq", None)
-        if not isinstance(found, torch.Tensor) or not torch.allclose(found.cpu().float(), expected, rtol=1e-4):
+        found = getattr(inner, "inv_freq", None)
+        if not isinstance(found, torch.Tensor) or not torch.allclose(found.cpu(), self._table(1.0)[0], rtol=1e-4):
             raise ModelError(
                 f"--settings {long.name}: expected one plain rotary embedding in the model, found "
-                f"{type(inner).__name__}.\nNext: leave out --settings, or write the model's own rope_parameters into its config.json."
+                f"{type(inner).__name__}.\nNext: leave out --settings, or write rope_parameters into its config.json."
             )
 
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
