@@ -44,6 +44,8 @@ class Settings(TypedDict, total=False):
     judge: Literal["split", "official"]
     container: str
     unsafe_exec: bool
+    judge_model: str
+    rouge_tokenizer: Literal["qwen", "own"]
     chat: bool
     base: bool
     output_dir: str | Path

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,20 @@ from qwen_eval.paths import home
 from qwen_eval.readers import read_csv, read_json_examples, read_json_lines, read_text
 from qwen_eval.task import DatasetSpec, Row, SplitSpec
 
-__all__ = ["Dataset", "find_dataset", "fingerprint", "mini_dataset", "mini_folder", "package_folder", "present_folder"]
+__all__ = [
+    "Dataset",
+    "documents_dataset",
+    "find_dataset",
+    "fingerprint",
+    "mini_dataset",
+    "mini_folder",
+    "package_folder",
+    "present_folder",
+]
+
+
+TEXTS = (".txt", ".md", ".tex", ".rst", ".adoc")
+"""How the names of text files end."""
 
 
 def fingerprint(rows: Iterable[Row]) -> str:
@@ -37,8 +50,8 @@ class Dataset:
     """A dataset that was found. Splits are read when asked for; `origin` says in words where it comes from.
 
     `load(split)` returns the normalised rows. `digests` are the SHA-256 of the official files. `warnings` collects what
-    a user must be told (another copy of the data); `fingerprints` has one for every split read so far, over its
-    required columns: a test split that comes with its answers is the same data.
+    a user must be told (another copy of the data); `fingerprints` has one for every split read so far, where it is
+    pinned over its required columns: a test split that comes with its answers is the same data.
     """
 
     spec: DatasetSpec
@@ -56,13 +69,15 @@ class Dataset:
         if split not in self._splits:
             rows = self.load(split)
             expected = self.spec.splits[split]
-            if not self.mini and len(rows) != expected.rows:
+            if not self.mini and expected.rows and len(rows) != expected.rows:
                 raise DataError(
                     f"{self.spec.name}, split {split}: expected {expected.rows:,} rows, found {len(rows):,} "
                     f"({self.origin}).\nNext: `python -m qwen_eval data fetch {self.spec.name}` gets the official ones."
                 )
+            pinned = bool(expected.fingerprint)
             self.fingerprints[split] = fingerprint(
-                {name: value for name, value in row.items() if name not in expected.optional} for row in rows
+                {name: value for name, value in row.items() if not pinned or name not in expected.optional}
+                for row in rows
             )
             if not self.mini and expected.fingerprint and self.fingerprints[split] != expected.fingerprint:
                 self.warnings.append(
@@ -89,6 +104,18 @@ class Dataset:
         if not self.mini and file in self.digests and digest(self.folder / file) != self.digests[file]:
             self._warn(f"{self.spec.name}: {self.folder / file} is not the official file; prompts differ.")
         return read_text(self.folder / file)
+
+    def content(self, file: str) -> bytes:
+        """Return the bytes of a file that a row names. Raises DataError where this copy does not carry it."""
+        folder = (self.folder or Path()).resolve()
+        path = (folder / file).resolve()
+        # A name may have folders in it, but never leads out of the dataset's.
+        if self.folder is None or not path.is_relative_to(folder) or not path.is_file():
+            raise DataError(
+                f"{self.spec.name}: a row names the file {file}, which is not in its folder ({self.origin}).\n"
+                "Next: put the dataset's files beside its rows, under the names they have there."
+            )
+        return path.read_bytes()
 
     def _is_public(self, file: str) -> bool:
         """Whether `data fetch` brings a text."""
@@ -207,9 +234,30 @@ def mini_dataset(spec: DatasetSpec, tasks: Path) -> Dataset:
         raise DataError(f"{spec.name}: there is no small set of it.")
 
     def load(split: str) -> list[dict[str, str]]:
-        return _read_split(spec, spec.splits[split], folder, spec.mini_groups, {})
+        found = spec.splits[split]
+        return _read_split(spec, replace(found, file=found.mini or found.file), folder, spec.mini_groups, {})
 
     return Dataset(spec, "the small set that ships with the project", load, folder, mini=True)
+
+
+def documents_dataset(spec: DatasetSpec, folder: Path) -> Dataset:
+    """Return a folder of the user's own text files as a dataset of documents, in the order of their names.
+
+    Packed ones (.gz, .xz) too. Raises DataError where there is none.
+    """
+    files = sorted(file for file in folder.glob("*") if _unpacked_suffix(file) in TEXTS and file.is_file())
+    if not files:
+        raise DataError(f"--documents {folder}: expected a folder with text files ({' '.join(TEXTS)}), found none.")
+
+    def load(split: str) -> list[dict[str, str]]:
+        return [{"file": file.name, "text": read_text(file)} for file in files]
+
+    own = {name: replace(split, rows=0, fingerprint="") for name, split in spec.splits.items()}
+    return Dataset(replace(spec, splits=own), f"from {folder}", load, folder)
+
+
+def _unpacked_suffix(file: Path) -> str:
+    return file.with_suffix("").suffix if file.suffix in (".gz", ".xz") else file.suffix
 
 
 def _read_split(
@@ -239,13 +287,17 @@ def _unpacked(path: Path) -> Path:
     return plain if plain.is_file() and not path.is_file() else path
 
 
+def _form(split: SplitSpec) -> dict[str, Any]:
+    return {"values": split.values, "structured": split.structured, "optional": split.optional}
+
+
 def _read_file(path: Path, split: SplitSpec) -> list[dict[str, str]]:
     path = _unpacked(path)
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if kind == ".jsonl":
-        return read_json_lines(path, split.columns, values=split.values, structured=split.structured)
+        return read_json_lines(path, split.columns, **_form(split))
     if kind == ".json":
-        return read_json_examples(path, split.columns, values=split.values, structured=split.structured)
+        return read_json_examples(path, split.columns, **_form(split))
     return read_csv(path, split.columns, header=split.header, optional=split.optional, values=split.values)
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from qwen_eval.matching import Matcher
 from qwen_eval.plan import make_plan
 from qwen_eval.registry import Entry
 from qwen_eval.results import checksum, sealed, write_bytes, write_json
-from qwen_eval.scoring import metrics, verdicts
+from qwen_eval.scoring import metrics, stored, verdicts
 from qwen_eval.task import Answer, Chosen, Generated, Protocol, Sample, Task, Verdict
 
 __all__ = ["Imported", "import_runs"]
@@ -302,13 +302,13 @@ def _extracted(document: Logged, name: str, letters: Sequence[str]) -> str | Non
 def _own(entry: Entry, sample: Sample, document: Logged) -> dict[str, Any]:
     """The verdicts of our rules. None where an item was asked several times, or a program would have to be run."""
     answer: Answer
-    if len(document.texts) == 1 and not entry.task.programs:
+    if len(document.texts) == 1 and not (entry.task.programs or entry.task.checks):
         answer = Generated(text=document.texts[0], finish="end", prompt_tokens=0, new_tokens=0)
     elif document.logprobs and len(document.logprobs) == len(entry.task.letters):
         answer = Chosen(logprobs=tuple(document.logprobs), prompt_tokens=0)
     else:
         return {}
-    return {name: asdict(each) for name, each in verdicts(entry.task, sample, answer).items()}
+    return {name: stored(each) for name, each in verdicts(entry.task, sample, answer).items()}
 
 
 def _manifest(

@@ -1,18 +1,18 @@
 """A finished run, read back from its folder: scores, manifest, records, and a pandas frame of its verdicts."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_eval.errors import StoreError
-from qwen_eval.results import canonical, read_metrics, read_records
+from qwen_eval.results import canonical, output_of, read_metrics, read_records, text_of, value_of
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["LoadedRun", "load_run", "output_of"]
+__all__ = ["LoadedRun", "load_run"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class LoadedRun:
     def samples(self) -> "pandas.DataFrame":
         """Return the verdicts as a frame in long form: one row a sample, repeat and rule, in the order of the records.
 
-        Columns: sample, repeat, group, rule, headline (whether it is the run's own rule), correct, extracted (None
-        where the rule read nothing), target, output (the model's text, or its log-probabilities as JSON), finish,
+        Columns: sample, repeat, group, rule, headline (whether it is the run's own rule), correct, value (what the
+        sample counts, from 0 to 1: another than right or wrong for some rules), extracted (None where the rule read
+        nothing), target, output (the model's text, or its log-probabilities as JSON), finish,
         prompt_tokens, new_tokens (missing where the run does not know them), doc_hash, prompt_hash.
         A character that UTF-8 cannot hold (half a pair) is a question mark.
         `frame.pivot(index=["sample", "repeat"], columns="rule", values="correct")` has a column a rule.
@@ -56,6 +57,7 @@ COLUMNS = (
     "rule",
     "headline",
     "correct",
+    "value",
     "extracted",
     "target",
     "output",
@@ -83,15 +85,9 @@ def load_run(path: str | Path) -> LoadedRun:
     return LoadedRun(folder, metrics, manifest)
 
 
-def output_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the last output of a record that is a model's, {} where there is none."""
-    outputs: Sequence[Mapping[str, Any]] = record["outputs"]
-    return next((output for output in reversed(outputs) if "program" not in output), {})
-
-
 def _rows(record: Mapping[str, Any], headline: str) -> list[dict[str, Any]]:
     output = output_of(record)
-    text = output.get("text")
+    text = text_of(record)
     common = {
         "sample": record["doc_id"],
         "repeat": record["repeat"],
@@ -110,6 +106,7 @@ def _rows(record: Mapping[str, Any], headline: str) -> list[dict[str, Any]]:
             "rule": rule,
             "headline": rule == headline,
             "correct": verdict["correct"],
+            "value": value_of(verdict),
             "extracted": _plain(verdict["extracted"]),
         }
         for rule, verdict in record["verdicts"].items()

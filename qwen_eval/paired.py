@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_eval.errors import IncompleteError, UsageError
-from qwen_eval.results import read_metrics, read_records
+from qwen_eval.results import NOT_THE_MODELS, read_metrics, read_records, value_of
 from qwen_eval.stats import Difference, difference
 
 __all__ = ["Flip", "Pair", "check", "find_runs", "pair", "pairs", "run_key", "sample_scores"]
@@ -43,6 +43,7 @@ class Pair:
     flips: tuple[Flip, ...]
     identical: bool  # every output is the same, to the letter
     clusters: tuple[str, ...] | None = None
+    steps: tuple[int, ...] = ()  # of every sample, how many scored steps it is the mean of; () where all are one
 
     @property
     def name(self) -> str:
@@ -59,7 +60,8 @@ class Pair:
     def difference(self) -> Difference:
         """The paired difference of the two scores."""
         macro = self.baseline.get("average") == "macro"
-        return difference(*self.scores, weights=self._weights if macro else None, clusters=self.clusters)
+        by_steps = [steps / sum(self.steps) for steps in self.steps] or None
+        return difference(*self.scores, weights=self._weights if macro else by_steps, clusters=self.clusters)
 
     @property
     def repeats(self) -> int:
@@ -155,7 +157,12 @@ def _paired(
     *,
     cluster: bool,
 ) -> Pair:
+    # A rule may say nothing of some samples.
+    old = {sample: records for sample, records in old.items() if _scored(records, rule) and _scored(new[sample], rule)}
+    if not old:
+        raise UsageError(f"Expected samples that rule {rule!r} scores in both runs, found none.")
     scores = tuple(tuple(_score(records, rule) for records in run.values()) for run in (old, _in_order(new, old)))
+    steps = tuple(int(records[0]["verdicts"][rule].get("steps", 1)) for records in old.values())
     flips = [
         _flip(sample, old[sample], new[sample], rule, was, now)
         for sample, was, now in zip(old, *scores, strict=True)
@@ -170,12 +177,13 @@ def _paired(
         flips=tuple(flips),
         identical=all(_outputs(old[sample]) == _outputs(new[sample]) for sample in old),
         clusters=tuple(str(records[0].get("group") or sample) for sample, records in old.items()) if cluster else None,
+        steps=steps if len(set(steps)) > 1 else (),
     )
 
 
 def sample_scores(run: Path, rule: str) -> dict[str, float]:
     """Return the score of every sample of a run by one of its rules, the mean over its repeats."""
-    return {sample: _score(records, rule) for sample, records in _by_sample(run).items()}
+    return {sample: _score(records, rule) for sample, records in _by_sample(run).items() if _scored(records, rule)}
 
 
 def _in_order(records: Mapping[str, Any], order: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,14 +191,23 @@ def _in_order(records: Mapping[str, Any], order: Mapping[str, Any]) -> dict[str,
 
 
 def _score(records: Sequence[Mapping[str, Any]], rule: str) -> float:
-    correct = [bool(record["verdicts"][rule]["correct"]) for record in records]
-    return sum(correct) / len(correct)
+    values = [value_of(verdict) for record in records for verdict in _of(record, rule)]
+    return sum(values) / len(values)
+
+
+def _of(record: Mapping[str, Any], rule: str) -> list[Mapping[str, Any]]:
+    """A rule's verdict on a record, none where it says nothing of the sample."""
+    return [record["verdicts"][rule]] if rule in record["verdicts"] else []
+
+
+def _scored(records: Sequence[Mapping[str, Any]], rule: str) -> bool:
+    return all(_of(record, rule) for record in records)
 
 
 def _outputs(records: Sequence[Mapping[str, Any]]) -> list[Any]:
     """What a model said, without what only machines decide: text where there is any, else the choice."""
     return [
-        [output.get("text", record["verdicts"]) for output in record["outputs"] if "program" not in output]
+        [output.get("text", record["verdicts"]) for output in record["outputs"] if not output.keys() & NOT_THE_MODELS]
         for record in records
     ]
 
@@ -204,7 +221,7 @@ def _flip(
     now: float,
 ) -> Flip:
     verdicts = [(one["verdicts"][rule], other["verdicts"][rule]) for one, other in zip(old, new, strict=False)]
-    first = next((both for both in verdicts if both[0]["correct"] != both[1]["correct"]), verdicts[0])
+    first = next((both for both in verdicts if value_of(both[0]) != value_of(both[1])), verdicts[0])
     return Flip(
         sample=sample,
         group=str(old[0].get("group", "")),

@@ -9,9 +9,23 @@ from typing import Any
 from qwen_eval.data import Dataset
 from qwen_eval.errors import UsageError, did_you_mean
 from qwen_eval.results import checksum, request_hash
-from qwen_eval.task import Choose, Dialogue, Execute, Generate, Generated, Protocol, Request, Sample, Sampling, Task
+from qwen_eval.task import (
+    Answer,
+    Cell,
+    Choose,
+    Dialogue,
+    Execute,
+    Generate,
+    Generated,
+    Judge,
+    Protocol,
+    Request,
+    Sample,
+    Sampling,
+    Task,
+)
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "make_plan", "own_split"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +35,9 @@ class Plan:
     `total` counts the samples of the whole split; `prompts` is a hash over the first requests of all of them, so it
     does not depend on the limit, nor on sampling. Each sample is asked `repeats` times. `sampling` holds the seed of
     the run, from which `with_sampling` derives one for every answer; None is greedy. A `deterministic` run asks in
-    chunks of `CHUNK` samples. `lengths` are those in tokens that a task is measured at.
+    chunks of `CHUNK` samples. `judged` says that there is a judge to be asked, `rouge_tokenizer` whose tokens are
+    counted where they are not those of the task's own vocabulary. `lengths` are those in tokens that a task is measured
+    at.
     """
 
     task: Task
@@ -38,6 +54,13 @@ class Plan:
     repeats: int = 1
     deterministic: bool = False
     lengths: tuple[int, ...] = ()
+    judged: bool = False
+    rouge_tokenizer: str = ""
+
+    @property
+    def needs_sandbox(self) -> bool:
+        """Whether code that the model wrote is run."""
+        return bool(self.task.programs) or self.protocol.sessions
 
     @property
     def name(self) -> str:
@@ -47,7 +70,7 @@ class Plan:
     @property
     def folder(self) -> str:
         """The spelling in folder names: with the split where it is not the task's default."""
-        split = "" if self.split == self.task.splits[0] else f"-{self.split}"
+        split = "" if self.split == own_split(self.task, self.protocol) else f"-{self.split}"
         return f"{self.task.name}@{self.protocol.name}{split}{'-mini' if self.dataset.mini else ''}"
 
     def first_requests(self) -> Iterator[tuple[Sample, Request]]:
@@ -59,7 +82,9 @@ class Plan:
         """Return every planned sample with the number (from 0) of each of its repeats, in order."""
         return [(sample, repeat) for sample in self.samples for repeat in range(self.repeats)]
 
-    def with_sampling(self, request: Request | Execute, sample: Sample, repeat: int, turn: int) -> Request | Execute:
+    def with_sampling(
+        self, request: Request | Execute | Cell | Judge, sample: Sample, repeat: int, turn: int
+    ) -> Request | Execute | Cell | Judge:
         """Return a request as it is put to the model: what is generated carries the sampling, with a seed of its own.
 
         The seed follows from the run's seed and the answer's place alone, so no batch, order, limit or interruption
@@ -88,6 +113,7 @@ class Plan:
             "repeats": self.repeats,
             "deterministic": self.deterministic,
             **({"lengths": list(self.lengths)} if self.lengths else {}),
+            **({"rouge_tokenizer": self.rouge_tokenizer} if self.rouge_tokenizer else {}),
         }
 
 
@@ -105,6 +131,7 @@ def make_plan(
     deterministic: bool = False,
     lengths: Sequence[int] = (),
     blocks: int | None = None,
+    judged: bool = False,
 ) -> Plan:
     """Read the data, build every prompt, choose the samples. Raises UsageError for a split or shots that do not exist.
 
@@ -113,7 +140,7 @@ def make_plan(
     one over items. A larger limit always contains a smaller. Where the first request does not generate, there is
     nothing to sample: such a plan is without `sampling` and asks once.
     """
-    split = task.splits[0] if split is None else split
+    split = own_split(task, protocol) if split is None else split
     if split not in task.splits:
         meant = did_you_mean(split, task.splits)
         raise UsageError(f"--split {split}: {task.name} is evaluated on {' or '.join(task.splits)}.{meant}")
@@ -131,10 +158,11 @@ def make_plan(
 
     def ask(sample: Sample) -> Dialogue:
         asked = build(sample)
-        if not isinstance(asked, Request):
-            return asked
-        request = replace(asked, cut=cut) if cut and isinstance(asked, Generate | Choose) else asked
-        return run_programs(request, task, sample) if task.programs else one_turn(request)
+        if isinstance(asked, Request):
+            request = replace(asked, cut=cut) if cut and isinstance(asked, Generate | Choose) else asked
+            asked = one_turn(request)
+        needed = task.programs or (task.checks and (protocol.sessions or judged))
+        return checked(asked, task, sample, sessions=protocol.sessions, judged=judged) if needed else asked
 
     # More blocks of the same lengths extend a run: the first ones say which texts these are.
     named = task.at_lengths(lengths, 1)(dataset, split) if task.at_lengths else samples
@@ -166,23 +194,37 @@ def one_turn(request: Request) -> Dialogue:
     return answer
 
 
-def run_programs(request: Request, task: Task, sample: Sample) -> Dialogue:
-    """The dialogue of a code task: one output, then every distinct program that a rule finds in it.
+def checked(dialogue: Dialogue, task: Task, sample: Sample, *, sessions: bool, judged: bool) -> Dialogue:
+    """A dialogue, and behind it what the rules need: every distinct program or step that one finds, the judge's word.
 
-    The programs come one after another, while those of other samples run.
+    They come one after another, while those of other samples run. What there is nobody to answer is left out.
     """
-    answer = yield request
+    answers: list[Answer] = []
+    try:
+        request = next(dialogue)
+        while True:
+            answers.append((yield request))
+            request = dialogue.send(answers[-1])
+    except StopIteration as end:
+        answer: Answer = end.value
     if isinstance(answer, Generated):
-        # Not `yield from`: it would send the answers to an iterator.
-        for program in dict.fromkeys(rule(answer.text, sample) for rule in task.programs.values()):  # noqa: UP028
-            yield program
+        wanted: list[Execute | Cell | Judge | None] = [rule(answer.text, sample) for rule in task.programs.values()]
+        wanted += [check.request(answer.text, sample, answers) for check in task.checks.values()]
+        for needed in dict.fromkeys(wanted):
+            if isinstance(needed, Execute) or (isinstance(needed, Cell) and sessions) or (judged and needed):
+                yield needed
     return answer
+
+
+def own_split(task: Task, protocol: Protocol) -> str:
+    """Return the split that a protocol is run on where the user names none."""
+    return protocol.split or task.splits[0]
 
 
 def _first(dialogue: Dialogue) -> Request:
     """Return what a dialogue begins with: always a question to the model."""
     request = next(dialogue)
-    if isinstance(request, Execute):
+    if not isinstance(request, Request):
         raise TypeError("expected a dialogue that asks the model first, found one that runs a program")
     return request
 

@@ -5,12 +5,13 @@ Two renderings of a conversation are fixed text here; every other one is the mod
 
 from collections.abc import Sequence
 
-from qwen_eval.task import Chat, LeftCut, Row, Turn
+from qwen_eval.task import Chat, LeftCut, Prompt, Row, Turn
 
 __all__ = [
     "DEFAULT_SYSTEM",
     "LETTERS",
     "OPENCOMPASS_CUT",
+    "as_text",
     "chat",
     "chatml",
     "evalplus_chat",
@@ -48,6 +49,14 @@ def opencompass_chat(rounds: Sequence[tuple[str, str]], text: str) -> Chat:
     """Return few-shot (user, assistant) rounds and a last user turn, in OpenCompass' form: no system turn."""
     shots = [turn for user, assistant in rounds for turn in (Turn("user", user), Turn("assistant", assistant))]
     return Chat((*shots, Turn("user", text)), form="opencompass")
+
+
+def as_text(prompt: Prompt) -> str:
+    """Render a prompt where there is no model: ChatML, declared tools as one line of JSON before it."""
+    if isinstance(prompt, str):
+        return prompt
+    tools = f"tools: {prompt.tools}\n" if prompt.tools else ""
+    return f"{tools}{(opencompass_chatml if prompt.form == 'opencompass' else chatml)(prompt.turns)}{prompt.begun}"
 
 
 def chatml(turns: Sequence[Turn]) -> str:

@@ -44,21 +44,35 @@ def read_text(path: Path) -> str:
 
 
 def read_json_lines(
-    path: Path, columns: Sequence[str], *, values: Values | None = None, structured: Sequence[str] = ()
+    path: Path,
+    columns: Sequence[str],
+    *,
+    values: Values | None = None,
+    structured: Sequence[str] = (),
+    optional: Sequence[str] = (),
 ) -> list[dict[str, str]]:
     """Return the objects of a JSON-lines file, reduced to `columns`, all of them text.
 
-    Columns in `structured` hold anything else and become its JSON text.
+    Columns in `structured` hold anything else and become its JSON text; `optional` ones that a row lacks are "".
     Raises DataError with file and line for a broken line, an empty line between others, a missing or non-text field.
     """
     lines = read_text(path).split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
-    return [_json_row(path, number, line, columns, values or {}, structured) for number, line in enumerate(lines, 1)]
+    return [
+        _json_row(path, number, line, columns, values or {}, structured, optional)
+        for number, line in enumerate(lines, 1)
+    ]
 
 
 def _json_row(
-    path: Path, number: int, line: str, columns: Sequence[str], values: Values, structured: Sequence[str]
+    path: Path,
+    number: int,
+    line: str,
+    columns: Sequence[str],
+    values: Values,
+    structured: Sequence[str],
+    optional: Sequence[str],
 ) -> dict[str, str]:
     try:
         found: Any = json.loads(line)
@@ -66,16 +80,19 @@ def _json_row(
         raise DataError(
             f"{path}, line {number}: expected a JSON object, found {_short(line)} ({error.msg}, column {error.colno})."
         ) from None
-    row = _text_fields(f"{path}, line {number}", found, columns, structured)
+    row = _text_fields(f"{path}, line {number}", found, columns, structured, optional)
     _check_values(f"{path}, line {number}", row, values)
     return row
 
 
-def _text_fields(where: str, found: Any, columns: Sequence[str], structured: Sequence[str]) -> dict[str, str]:
+def _text_fields(
+    where: str, found: Any, columns: Sequence[str], structured: Sequence[str], optional: Sequence[str]
+) -> dict[str, str]:
     if not isinstance(found, dict):
         raise DataError(f"{where}: expected a JSON object, found {_short(str(found))}.")
     packed = {column: json.dumps(found[column], ensure_ascii=False) for column in structured if column in found}
-    found = {**found, **packed}
+    found = {**dict.fromkeys(optional, ""), **found, **packed}
+    columns = (*columns, *optional)
     for column in columns:
         if not isinstance(found.get(column), str):
             has = f"the fields {', '.join(found)}" if column not in found else f"{found[column]!r} in it"
@@ -84,11 +101,16 @@ def _text_fields(where: str, found: Any, columns: Sequence[str], structured: Seq
 
 
 def read_json_examples(
-    path: Path, columns: Sequence[str], *, values: Values | None = None, structured: Sequence[str] = ()
+    path: Path,
+    columns: Sequence[str],
+    *,
+    values: Values | None = None,
+    structured: Sequence[str] = (),
+    optional: Sequence[str] = (),
 ) -> list[dict[str, str]]:
     """Return the objects of a JSON file's list (at its top, or under `examples`), reduced to `columns`, all text.
 
-    Columns in `structured` hold anything else and become its JSON text.
+    Columns in `structured` hold anything else and become its JSON text; `optional` ones that a row lacks are "".
 
     Raises DataError with the file, and the number of the example (from 0), for what is broken or missing.
     """
@@ -100,7 +122,7 @@ def read_json_examples(
     if not isinstance(examples, list):
         raise DataError(f"{path}: expected a JSON object with a list called 'examples', or a list, found none.")
     rows = [
-        _text_fields(f"{path}, example {number}", example, columns, structured)
+        _text_fields(f"{path}, example {number}", example, columns, structured, optional)
         for number, example in enumerate(examples)
     ]
     for number, row in enumerate(rows):

@@ -26,7 +26,21 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from qwen_eval.errors import StoreError, UsageError
-from qwen_eval.task import Answer, Chosen, Execute, Executed, Generated, Measured, Perplexity, Request
+from qwen_eval.task import (
+    Answer,
+    Cell,
+    Chosen,
+    Execute,
+    Executed,
+    Generated,
+    Judge,
+    Judged,
+    Measured,
+    Message,
+    Observed,
+    Perplexity,
+    Request,
+)
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -34,15 +48,19 @@ if TYPE_CHECKING:
 __all__ = [
     "DAMAGED",
     "DERIVED",
+    "NOT_THE_MODELS",
     "RunFolder",
     "StoredAnswer",
     "locked",
+    "output_of",
     "read_answers",
     "read_manifest",
     "read_metrics",
     "read_records",
     "request_hash",
+    "text_of",
     "unwritable",
+    "value_of",
     "write_bytes",
     "write_json",
 ]
@@ -57,10 +75,19 @@ KINDS: dict[str, type[Answer]] = {
     "chosen": Chosen,
     "measured": Measured,
     "executed": Executed,
+    "observed": Observed,
+    "judged": Judged,
 }
+NOT_THE_MODELS = frozenset({"program", "cell", "judged"})
+"""What the outputs in a record carry that are a sandbox' or a judge's."""
+LATER: Mapping[str, Any] = {"sampling": None, "own_penalty": False, "tools": "", "begun": ""}
+"""Fields that requests and prompts did not always have: at these values they are left out of the hash, so that a run
+from before them is resumed and compared."""
 MAY_GROW = ("samples", "repeats")
 """The manifest fields that a later session may raise: how many samples are in the run, how often each is asked. With
 --deterministic none: what is computed together follows from both."""
+MAY_COME = ("judge_model",)
+"""The manifest fields that a later session may add where there was none: the judge is then asked what it was not."""
 NO_CHANGE = ("model.name",)
 """A renamed checkpoint is the same model: its fingerprint says which one it is."""
 EARLIER: Mapping[str, Any] = {"sampling": None, "repeats": 1, "deterministic": False}
@@ -95,16 +122,19 @@ def unsealed(line: bytes) -> dict[str, Any]:
     return content
 
 
-def request_hash(request: Request | Execute) -> str:
+def request_hash(request: Request | Execute | Cell | Judge) -> str:
     """Return the hash of everything that is asked: prompt, options, stops, limits, sampling, program, test, kind."""
-    asked = asdict(request)
+    asked = _without_defaults(asdict(request))
     if isinstance(request, Perplexity):
         # Texts of megabytes that many requests share are read once.
         asked["text"] = _text_hash(request.text)
-    if asked.get("sampling") is None:
-        # Greedy requests keep the hash they had before there was sampling.
-        asked.pop("sampling", None)
+    if isinstance(asked.get("prompt"), dict):
+        asked["prompt"] = _without_defaults(asked["prompt"])
     return checksum({"kind": type(request).__name__, **asked})
+
+
+def _without_defaults(asked: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in asked.items() if name not in LATER or value != LATER[name]}
 
 
 @lru_cache(maxsize=4)
@@ -144,6 +174,8 @@ class StoredAnswer:
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in content[kind].items()
         }
+        if kind == "observed":
+            fields["messages"] = tuple(Message(**message) for message in fields["messages"])
         answer = KINDS[kind](**fields)
         return cls(content["sample"], content["turn"], content["request"], answer, content.get("repeat", 0))
 
@@ -258,6 +290,7 @@ class RunFolder:
             (name, was, now)
             for name, was, now in differences
             if not (name in may_grow and isinstance(was, int) and isinstance(now, int) and now >= was)
+            and not (name.partition(".")[0] in MAY_COME and was is None)
         ]
         if changed:
             # The hash of the prompts follows from other fields, and only a deterministic run holds a batch size; they
@@ -368,6 +401,23 @@ def read_records(run: Path) -> list[dict[str, Any]]:
             "Next: the same `run` command again writes the records anew from the answers."
         )
     return records
+
+
+def output_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the last output of a record that is the model's, {} where there is none."""
+    outputs = record["outputs"]
+    return next((output for output in reversed(outputs) if not output.keys() & NOT_THE_MODELS), {})
+
+
+def text_of(record: Mapping[str, Any]) -> str | None:
+    """Return the text of a record that the rules read: the last output, or what a dialogue made of all of them."""
+    text: str | None = record.get("scored", output_of(record).get("text"))
+    return text
+
+
+def value_of(verdict: Mapping[str, Any]) -> float:
+    """Return the score that a stored verdict gives its item, from 0 to 1."""
+    return float(verdict.get("value", verdict["correct"]))
 
 
 def write_json(file: Path, value: object) -> None:

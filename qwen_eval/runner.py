@@ -1,32 +1,46 @@
 """Samples → requests → answers → verdicts. One path for every task; it knows no benchmark.
 
 A sample's dialogue is a generator that yields requests and receives answers; a sample that is asked several times has a
-dialogue for each repeat. A model answers, or the sandbox where a program is to be run; neither waits for the other. All
-dialogues are in flight at once; what the run folder already holds is replayed from there, so nothing that was answered
-is asked twice. Only a deterministic run works in chunks, and asks again what is computed together with something that
-is not answered yet.
+dialogue for each repeat. A model answers, or the sandbox where code is to be run, or a judge; none waits for another.
+All dialogues are in flight at once; what the run folder already holds is replayed from there, so nothing that was
+answered is asked twice. Only a deterministic run works in chunks, and asks again what is computed together with
+something that is not answered yet.
 """
 
 import itertools
 import signal
 import time
+from base64 import b64decode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from qwen_eval.errors import Interrupted, StoreError
-from qwen_eval.models.base import Model
+from qwen_eval.models.base import Judging, Model
 from qwen_eval.plan import Plan
 from qwen_eval.results import RunFolder, StoredAnswer, checksum, request_hash
 from qwen_eval.scoring import metrics, program_hash, record, submission
-from qwen_eval.task import Answer, Dialogue, Execute, Executed, Failed, Request, Sample
+from qwen_eval.task import (
+    Answer,
+    Cell,
+    Dialogue,
+    Execute,
+    Executed,
+    Failed,
+    Judge,
+    Judged,
+    Message,
+    Observed,
+    Request,
+    Sample,
+)
 
 if TYPE_CHECKING:
-    from qwen_eval.sandbox import Outcome, Program, Sandbox
+    from qwen_eval.sandbox import Outcome, Program, Sandbox, Seen, Sessions, Step
 
-__all__ = ["Stop", "executed", "program_of", "run", "stop_on_signal"]
+__all__ = ["Helpers", "Stop", "executed", "observed", "program_of", "run", "step_of", "stop_on_signal"]
 
 CHUNK = 256
 """Samples that a deterministic run asks together, with all their repeats. More of them fill batches better and share
@@ -95,7 +109,41 @@ def executed(request: Execute, outcome: "Outcome") -> Executed | Failed:
     )
 
 
+def step_of(ticket: int, request: Cell) -> "Step":
+    """Return what the sandbox gets of a step; every dialogue has a session of its own, named by its ticket."""
+    from qwen_eval.sandbox import Step
+
+    return Step(
+        key=ticket,
+        code=request.code,
+        before=request.before,
+        files=tuple((file.name, b64decode(file.content)) for file in request.files),
+        timeout=request.timeout,
+    )
+
+
+def observed(request: Cell, seen: "Seen") -> Observed | Failed:
+    """Return what a session said as an answer. Where the sandbox failed there is none."""
+    if seen.end.startswith("failed"):
+        return Failed(reason=seen.end)
+    messages = tuple(Message(kind, text) for kind, text in seen.messages)
+    return Observed(cell=request_hash(request), messages=messages, end=seen.end)
+
+
 # ----------------------------------------------------------------------------------------------------------- running
+
+
+@dataclass(frozen=True, kw_only=True)
+class Helpers:
+    """Who answers what is not for the model: programs, steps of sessions, the judge. None where nobody is needed."""
+
+    sandbox: "Sandbox | None" = None
+    sessions: "Sessions | None" = None
+    judge: Judging | None = None
+
+
+Asked: TypeAlias = Request | Execute | Cell | Judge
+"""What a dialogue asks, of whomever."""
 
 
 @dataclass
@@ -129,18 +177,18 @@ class _Running:
 class _Session:
     """One call of `run`: what is in flight, what is done, what failed.
 
-    `running` has every dialogue that waits for an answer; those in `executing` wait for the sandbox. `anew` is whether
-    everything is put to the model, also what is stored; the stored answer then is still the one that counts.
+    `running` has every dialogue that waits for an answer; those in `elsewhere` wait for one of the helpers. `anew` is
+    whether everything is put to the model, also what is stored; the stored answer then is still the one that counts.
     """
 
     plan: Plan
     model: Model
     folder: RunFolder
     bar: Any
-    sandbox: "Sandbox | None" = None
+    helpers: Helpers = field(default_factory=Helpers)
     anew: bool = False
     running: dict[int, _Running] = field(default_factory=dict)
-    executing: dict[int, Execute] = field(default_factory=dict)
+    elsewhere: dict[int, Execute | Cell | Judge] = field(default_factory=dict)
     records: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     failures: dict[tuple[str, int], str] = field(default_factory=dict)
     answered: int = 0
@@ -175,10 +223,10 @@ class _Session:
             return True
         return False
 
-    def look_up(self, each: _Running, request: Request | Execute) -> tuple[Request | Execute, StoredAnswer | None]:
+    def look_up(self, each: _Running, request: Asked) -> tuple[Asked, StoredAnswer | None]:
         """Return a dialogue's next request as it is put, and its stored answer. Raises StoreError.
 
-        A program that is not the one that was run at this place (a rule has changed since) is run again. So is what
+        What a rule asks and was not asked at this place (the rule has changed since) is asked again. So is what
         followed another answer than the one that came now, in place of a lost one.
         """
         each.prompt_hash = each.prompt_hash or request_hash(request)
@@ -186,7 +234,7 @@ class _Session:
         each.asked = request_hash(request)
         stored = self.folder.answers.get(each.key)
         if stored is not None and stored.request != each.asked:
-            if isinstance(request, Execute) or each.fresh:
+            if not isinstance(request, Request) or each.fresh:
                 return request, None
             raise StoreError(
                 f"{self.folder.path}: the stored answer of sample {each.sample.id} belongs to another prompt.\n"
@@ -204,7 +252,7 @@ class _Session:
                 return
             request, stored = self.look_up(each, request)
             # What a program does is independent of what runs beside it: it is never run anew.
-            if stored is None or (self.anew and not isinstance(request, Execute)):
+            if stored is None or (self.anew and isinstance(request, Request)):
                 self.running[ticket] = each
                 self.put(ticket, request)
                 return
@@ -212,29 +260,47 @@ class _Session:
             each.answers.append(answer)
             self.reused += 1
 
-    def put(self, ticket: int, request: Request | Execute) -> None:
+    def put(self, ticket: int, request: Asked) -> None:
         """Put a request to whoever answers it."""
-        if not isinstance(request, Execute):
+        sandbox, sessions, judge = self.helpers.sandbox, self.helpers.sessions, self.helpers.judge
+        if isinstance(request, Request):
             self.model.submit(ticket, request)
             return
-        if self.sandbox is None:
-            raise TypeError(f"{self.plan.name} runs programs: expected a sandbox, found none")
-        self.executing[ticket] = request
-        self.sandbox.submit(ticket, program_of(request))
+        self.elsewhere[ticket] = request
+        if isinstance(request, Execute) and sandbox is not None:
+            sandbox.submit(ticket, program_of(request))
+        elif isinstance(request, Cell) and sessions is not None:
+            sessions.submit(ticket, step_of(ticket, request))
+        elif isinstance(request, Judge) and judge is not None:
+            judge.submit(ticket, request)
+        else:
+            raise TypeError(f"{self.plan.name}: expected somebody to answer {type(request).__name__}, found none")
 
     def ready(self) -> Iterator[tuple[int, Answer | Failed]]:
-        """Yield what is answered. The sandbox is waited for only where the model has nothing to do."""
-        model_works = len(self.running) > len(self.executing)
+        """Yield what is answered. The helpers are waited for only where the model has nothing to do."""
+        model_works = len(self.running) > len(self.elsewhere)
         if model_works:
             yield from self.model.collect()
-        if self.sandbox is not None and self.executing:
-            for ticket, outcome in self.sandbox.collect(timeout=0 if model_works else None):
-                if ticket in self.executing:
-                    yield ticket, executed(self.executing.pop(ticket), outcome)
+        kinds = {type(request) for request in self.elsewhere.values()}
+        # One helper alone is waited for as long as it takes; of several each gets a short while in turn.
+        patience = 0 if model_works else None if len(kinds) == 1 else 0.05
+        helpers = self.helpers
+        for helper, kind in (
+            (helpers.sandbox, Execute),
+            (helpers.sessions, Cell),
+            (helpers.judge, Judge),
+        ):
+            if helper is None or kind not in kinds:
+                continue
+            for ticket, said in helper.collect(timeout=patience):
+                if ticket in self.elsewhere:
+                    yield ticket, _answer(self.elsewhere.pop(ticket), said)
 
     def finish(self, ticket: int, each: _Running, answer: Answer) -> None:
         """Score a sample whose dialogue is over."""
         self.running.pop(ticket, None)
+        if self.helpers.sessions is not None:
+            self.helpers.sessions.close(ticket)
         self.records[each.place] = record(
             self.plan.task,
             each.sample,
@@ -265,6 +331,8 @@ class _Session:
             elif isinstance(answer, Failed):
                 self.failures[each.place] = answer.reason
                 del self.running[ticket]
+                if self.helpers.sessions is not None:
+                    self.helpers.sessions.close(ticket)
             else:
                 each.fresh = True
                 new.append(StoredAnswer(each.sample.id, len(each.answers), each.asked, answer, each.repeat))
@@ -277,23 +345,34 @@ class _Session:
             self.advance(ticket, each, answer)
 
 
+def _answer(request: Execute | Cell | Judge, said: Any) -> Answer | Failed:
+    """Return what a helper said as an answer."""
+    if isinstance(said, Failed):
+        return said
+    if isinstance(request, Execute):
+        return executed(request, said)
+    if isinstance(request, Cell):
+        return observed(request, said)
+    return Judged(judged=request_hash(request), text=said)
+
+
 def run(
     plan: Plan,
     model: Model,
     folder: RunFolder,
     *,
     stop: Stop,
-    sandbox: "Sandbox | None" = None,
+    helpers: Helpers | None = None,
     bar: Any = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Run what is not answered yet, write records and metrics, and return the metrics.
 
-    `folder` is open, and so is `sandbox`, which only a code task needs; `bar` is a tqdm bar or None. Raises Interrupted
+    `folder` is open, and so are the `helpers` that the task needs; `bar` is a tqdm bar or None. Raises Interrupted
     after a stop; what is answered is kept.
     """
     begun = time.monotonic()
-    session = _Session(plan, model, folder, bar, sandbox)
+    session = _Session(plan, model, folder, bar, helpers or Helpers())
     model.on_progress(session.report)
     if folder.answers:
         say(f"{plan.name}: {len(folder.answers):,} answer(s) taken from {folder.path}")

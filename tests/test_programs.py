@@ -22,8 +22,8 @@ from qwen_eval.data import mini_dataset
 from qwen_eval.errors import Interrupted, SandboxError, StoreError, UsageError
 from qwen_eval.models.scripted import ScriptedModel
 from qwen_eval.plan import Plan, make_plan
-from qwen_eval.results import RunFolder, read_answers, read_records, sealed
-from qwen_eval.runner import Stop, run
+from qwen_eval.results import RunFolder, read_answers, read_records
+from qwen_eval.runner import Helpers, Stop, run
 from qwen_eval.sandbox import Program
 from qwen_eval.scoring import program_hash, rule_names
 from qwen_eval.task import Answer, Executed, Failed, Generate, Generated, Request, Sampling
@@ -53,7 +53,7 @@ def finish(
 ) -> tuple[dict[str, Any], ScriptedModel, FakeSandbox]:
     model, box = ScriptedModel(writes, batch=batch), sandbox or FakeSandbox()
     with RunFolder(path, plan.manifest()) as folder:
-        metrics = run(plan, model, folder, stop=stop or Stop(), sandbox=box, say=lambda line: None)  # type: ignore[arg-type]
+        metrics = run(plan, model, folder, stop=stop or Stop(), helpers=Helpers(sandbox=box), say=lambda line: None)  # type: ignore[arg-type]
     return metrics, model, box
 
 
@@ -129,7 +129,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
         box.left, box.stop = after, Stop()
         model = ScriptedModel(writes, batch=batch)
         with RunFolder(path / "a", plan.manifest()) as folder, suppress(Interrupted):
-            run(plan, model, folder, stop=box.stop, sandbox=box, say=lambda line: None)  # type: ignore[arg-type]
+            run(plan, model, folder, stop=box.stop, helpers=Helpers(sandbox=box), say=lambda line: None)  # type: ignore[arg-type]
         asked += model.asked
     _, model, box = finish(plan, path / "a", batch=batch)
     finish(plan, path / "b", batch=1)
@@ -174,7 +174,7 @@ def test_the_model_works_while_programs_run_and_the_sandbox_is_waited_for_at_the
 
     box = Slow()
     with RunFolder(tmp_path, plan.manifest()) as folder:
-        run(plan, Model(writes, batch=4), folder, stop=Stop(), sandbox=box, say=lambda line: None)  # type: ignore[arg-type]
+        run(plan, Model(writes, batch=4), folder, stop=Stop(), helpers=Helpers(sandbox=box), say=lambda line: None)  # type: ignore[arg-type]
     # Six portions of the model; after each but the first a look at the sandbox, which is waited for at the end alone.
     assert events[:11] == ["model", *["model", "look"] * 5]
     assert set(events[11:]) == {"wait"}
@@ -220,7 +220,10 @@ def test_a_deterministic_run_never_runs_a_program_anew(tmp_path: Path, monkeypat
 
 def test_a_plan_with_programs_and_no_sandbox_is_a_bug_of_ours(tmp_path: Path) -> None:
     plan = plan_of()
-    with RunFolder(tmp_path, plan.manifest()) as folder, pytest.raises(TypeError, match="expected a sandbox"):
+    with (
+        RunFolder(tmp_path, plan.manifest()) as folder,
+        pytest.raises(TypeError, match="expected somebody to answer Execute"),
+    ):
         run(plan, ScriptedModel(writes), folder, stop=Stop(), say=lambda line: None)
 
 
@@ -246,7 +249,9 @@ def test_the_last_output_of_the_model_is_what_is_counted(tmp_path: Path) -> None
 
     box: Any = FakeSandbox()
     with RunFolder(tmp_path, plan.manifest()) as folder:
-        metrics = run(plan, ScriptedModel(says, batch=1), folder, stop=Stop(), sandbox=box, say=lambda line: None)
+        metrics = run(
+            plan, ScriptedModel(says, batch=1), folder, stop=Stop(), helpers=Helpers(sandbox=box), say=lambda line: None
+        )
     assert (metrics["truncated"], metrics["empty"], metrics["unparsed"]) == (2, 1, 0)
 
 
@@ -332,10 +337,12 @@ def test_a_run_is_scored_from_its_records_alone(tmp_path: Path, sandbox: list[di
 
 def test_a_program_that_was_not_run_is_said(tmp_path: Path, sandbox: list[dict[str, Any]]) -> None:
     finish(plan_of("mbpp", limit=3), tmp_path / "run")
-    file = tmp_path / "run" / "records.jsonl"
-    records = read_records(tmp_path / "run")
-    records[1]["outputs"] = records[1]["outputs"][:1]
-    file.write_text("".join(sealed(record) for record in records))
+    file = tmp_path / "run" / "answers.jsonl"
+    sample = read_records(tmp_path / "run")[1]["doc_id"]
+    answers, _ = read_answers(file)
+    kept = [each for each in answers if each.sample != sample or isinstance(each.answer, Generated)]
+    assert len(kept) < len(answers)
+    file.write_text("".join(each.line() for each in kept))
     words = ["--task", "mbpp", "--input", str(tmp_path / "run"), "--output", str(tmp_path / "out.jsonl")]
     with pytest.raises(StoreError, match="has not been run"):
         scored(*words)

@@ -23,7 +23,7 @@ from qwen_eval.models.scripted import ScriptedModel
 from qwen_eval.plan import Plan, make_plan
 from qwen_eval.registry import Entry
 from qwen_eval.results import RunFolder, read_answers, read_records
-from qwen_eval.runner import Stop, run, stop_on_signal
+from qwen_eval.runner import Helpers, Stop, run, stop_on_signal
 from qwen_eval.scoring import rule_names
 from qwen_eval.task import Answer, Choose, Chosen, Dialogue, Failed, Generate, Generated, Request, Sample, Sampling
 
@@ -49,7 +49,7 @@ def finish(plan: Plan, path: Path, **settings: Any) -> tuple[dict[str, Any], Scr
     model = ScriptedModel(settings.pop("script", script), batch=settings.pop("batch", 4))
     sandbox: Any = FakeSandbox(**settings.pop("sandbox", {}))
     with RunFolder(path, plan.manifest() | {"model": {"name": "m"}}, **settings) as folder:
-        return run(plan, model, folder, stop=Stop(), sandbox=sandbox, say=lambda line: None), model
+        return run(plan, model, folder, stop=Stop(), helpers=Helpers(sandbox=sandbox), say=lambda line: None), model
 
 
 def bytes_of(path: Path) -> list[bytes]:

@@ -225,5 +225,5 @@ def with_task(metrics: dict[str, Any]) -> Run:
     return Run(
         metrics=metrics,
         chat=next((each.chat for each in task.protocols if each.name == metrics["protocol"]), None),
-        total=split.rows if split else None,
+        total=split.rows or None if split else None,
     )

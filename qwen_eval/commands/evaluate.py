@@ -17,8 +17,7 @@ from qwen_eval.errors import IncompleteError, Interrupted, QwenEvalError
 if TYPE_CHECKING:
     from qwen_eval.models.base import Identity, Model
     from qwen_eval.plan import Plan
-    from qwen_eval.runner import Stop
-    from qwen_eval.sandbox import Sandbox
+    from qwen_eval.runner import Helpers, Stop
 
 __all__ = ["Failures", "Planned", "evaluate", "say"]
 
@@ -86,11 +85,12 @@ def evaluate(
     output_dir: Path,
     failures: Failures,
     *,
-    sandbox: "Sandbox | None",
+    helpers: "Helpers",
     settings: Mapping[str, Any],
     overwrite: bool,
     format: str | None,
     by: str,
+    plot: Path | None = None,
 ) -> list[Path]:
     """Run everything, write each result as soon as it exists, print one table (none where `format` is None).
 
@@ -110,7 +110,7 @@ def evaluate(
                     with failures.apart(name, Exception, alone=alone):
                         path = _model_folder(output_dir, each.model.identity) / plan.folder
                         manifest = _manifest(plan, each.model.identity, settings)
-                        finished.append(_run(plan, each.model, path, manifest, sandbox, stop, name, overwrite))
+                        finished.append(_run(plan, each.model, path, manifest, helpers, stop, name, overwrite))
                         folders.append(path)
                         _say_ungraded(plan, finished[-1])
                 each.model.unload()
@@ -120,6 +120,11 @@ def evaluate(
         again = f"resume with  {shlex.join(words)}" if format else "the same call again resumes."
         raise Interrupted(f"{str(error) or 'Stopped at once.'}\nNext: {again}") from None
     _print(finished, format, by)
+    if plot and (runs := [each for each in finished if each.get("perplexity")]):
+        from qwen_eval.report.plots import plot_perplexity
+
+        plot_perplexity(runs, plot)
+        say(f"Plot: {plot}")
     failures.end([f"{each['task']}@{each['protocol']}" for each in finished if each["errors"]])
     return folders
 
@@ -136,7 +141,7 @@ def _run(
     model: "Model",
     path: Path,
     manifest: Mapping[str, Any],
-    sandbox: "Sandbox | None",
+    helpers: "Helpers",
     stop: "Stop",
     name: str,
     overwrite: bool,
@@ -160,7 +165,7 @@ def _run(
     ):
         try:
             metrics = run(
-                plan, model, folder, stop=stop, sandbox=sandbox, bar=bar, say=partial(tqdm.write, file=sys.stderr)
+                plan, model, folder, stop=stop, helpers=helpers, bar=bar, say=partial(tqdm.write, file=sys.stderr)
             )
         except Exception:
             # Nothing it was asked for this task is computed beside the next one's.
@@ -181,13 +186,14 @@ def _model_folder(output_dir: Path, identity: "Identity") -> Path:
 def _manifest(plan: "Plan", identity: "Identity", settings: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that decides a score. `settings` are those that neither the plan nor the model knows.
 
-    That of the sandbox belongs to code tasks alone.
+    That of the sandbox belongs to tasks that run code alone, that of the judge to those that have something to judge.
     """
     from qwen_eval import __version__
 
+    foreign = {"sandbox": not plan.needs_sandbox, "judge_model": not plan.task.checks}
     return {
         **plan.manifest(),
-        **{name: value for name, value in settings.items() if name != "sandbox" or plan.task.programs},
+        **{name: value for name, value in settings.items() if not foreign.get(name)},
         "model": {
             "name": identity.name,
             "fingerprint": identity.fingerprint,
@@ -195,6 +201,8 @@ def _manifest(plan: "Plan", identity: "Identity", settings: Mapping[str, Any]) -
             "device": identity.device,
             "engine": identity.engine,
             "chat_template": identity.chat_template,
+            **({"rope": identity.rope} if identity.rope else {}),
+            **({"remote_code": True} if identity.remote_code else {}),
         },
         "batch_invariant": identity.exact,
         "versions": {"qwen_eval": __version__, **identity.versions},

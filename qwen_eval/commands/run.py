@@ -2,8 +2,9 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from qwen_eval.commands.options import (
     data_dir,
     include_path,
     load_config,
+    long_context_options,
     option,
     output_format,
     sandbox_options,
@@ -28,9 +30,10 @@ from qwen_eval.report.tables import BY
 
 if TYPE_CHECKING:
     from qwen_eval.data import Dataset
-    from qwen_eval.models.base import Model
+    from qwen_eval.models.base import Judging, Model
     from qwen_eval.plan import Plan
     from qwen_eval.registry import Entry
+    from qwen_eval.sandbox import Sandbox, Sessions
     from qwen_eval.task import Sampling
 
 __all__ = ["kind", "run", "run_tasks"]
@@ -114,6 +117,25 @@ __all__ = ["kind", "run", "run_tasks"]
     help="Fix what is computed together, so that a resumed run gives the same bytes where rounding depends on it.",
 )
 @sandbox_options
+@option(
+    "--judge-model",
+    default="",
+    metavar="endpoint:URL#NAME",
+    help="A model that sees images and judges charts. Without one, what needs a judge is not scored.",
+)
+@option(
+    "--rouge-tokenizer",
+    type=click.Choice(("qwen", "own")),
+    default="qwen",
+    show_default=True,
+    help="Whose tokens Rouge-L counts: one vocabulary for all models, or the model's own, as published.",
+)
+@long_context_options
+@option(
+    "--trust-remote-code/--no-trust-remote-code",
+    is_flag=True,
+    help="Run code that comes with a checkpoint. Qwen's own models never need it.",
+)
 @option("--chat", is_flag=True, help="Use the chat protocol where a task names none.")
 @option("--base", is_flag=True, help="Use the base protocol where a task names none.")
 @option(
@@ -180,6 +202,14 @@ def run_tasks(
     judge: str,
     container: str,
     unsafe_exec: bool,
+    judge_model: str,
+    rouge_tokenizer: str,
+    settings: str,
+    lengths: Sequence[int],
+    blocks: int | None,
+    documents: Path | None,
+    plot: Path | None,
+    trust_remote_code: bool,
     chat: bool,
     base: bool,
     output_dir: Path,
@@ -199,13 +229,25 @@ def run_tasks(
     """
     sampling = _sampling(temperature, top_p, top_k, repeats, seed)
     wanted = _wanted(task, include_path)
-    models = _models(model)
+    models = [(name, setting) for name in _models(model) for setting in _long_contexts(settings)]
     failures = Failures()
-    datasets = _datasets([entry for entry, _ in wanted], data_dir, failures, allow_mini=not no_mini)
+    datasets = _datasets([entry for entry, _ in wanted], data_dir, documents, failures, allow_mini=not no_mini)
     wanted = [(entry, named) for entry, named in wanted if entry.task.data.name in datasets]
+    prepare = {} if dry_run else {entry.task.name: entry.task.prepare for entry, _ in wanted if entry.task.prepare}
+    for name, get in prepare.items():
+        with failures.apart(name, MissingError, alone=len({entry.task.name for entry, _ in wanted}) == 1):
+            get()
+            continue
+        wanted = [each for each in wanted if each[0].task.name != name]
+    judging = _judge(judge_model)
+    if plot:
+        from qwen_eval.report.plots import check_plot
+
+        check_plot(plot)
     if not dry_run:
         _check_writable(output_dir)
     from qwen_eval.plan import make_plan
+    from qwen_eval.runner import Helpers
 
     make = partial(
         make_plan,
@@ -216,20 +258,26 @@ def run_tasks(
         sampling=sampling,
         repeats=repeats,
         deterministic=deterministic,
+        judged=judging is not None,
+        lengths=lengths,
+        blocks=blocks,
     )
     # Identified and planned before the first is loaded: a mistake in the command is said before hours of work.
     planned: list[Planned] = []
     made: dict[tuple[str, str], Plan] = {}
-    for name in models if wanted else []:
+    for given, setting in models if wanted else []:
+        name = f"{given} ({setting})" if setting else given
         with failures.apart(name, MissingError, alone=len(models) == 1):
             answering = _engine(
-                name,
+                given,
                 engine=engine,
                 dtype=dtype,
                 device=device,
                 batch_size=batch_size,
                 deterministic=deterministic,
                 verify=verify_model,
+                setting=setting,
+                trusted=trust_remote_code,
             )
             plans = [
                 _plan(each, answering, name, datasets, made=made, make=make, chat=chat, base=base) for each in wanted
@@ -247,29 +295,35 @@ def run_tasks(
             print_dry_run(planned, format or "text")
         failures.end()
         return []
-    settings: dict[str, Any] = {"seed": seed} | ({"batch_size": batch_size or "auto"} if deterministic else {})
+    if rouge_tokenizer == "own":
+        planned = [replace(each, plans=[_by_own_tokens(plan, each.model) for plan in each.plans]) for each in planned]
+    further: dict[str, Any] = {"seed": seed} | ({"batch_size": batch_size or "auto"} if deterministic else {})
+    if judging is not None:
+        further["judge_model"] = {"name": judging.identity.name, "fingerprint": judging.identity.fingerprint}
     with ExitStack() as stack:
-        sandbox = None
-        code = [plan.name for plan in made.values() if plan.task.programs]
+        helpers = Helpers(judge=judging)
+        code = [plan.name for plan in made.values() if plan.needs_sandbox]
         if code:
-            from qwen_eval.sandbox import Sandbox
-
             # Opened before anything is generated: where there is no sandbox, no code task is asked.
             with failures.apart(", ".join(code), SandboxError, alone=len(code) == len(made)):
-                sandbox = stack.enter_context(Sandbox(judge=judge, container=container, unsafe=unsafe_exec))
-                settings["sandbox"] = {"mode": sandbox.mode, "judge": judge}
-            if sandbox is None:
+                walls = {"container": container, "unsafe": unsafe_exec}
+                sandbox, sessions = _sandboxes(stack, made.values(), judge=judge, walls=walls)
+                helpers = replace(helpers, sandbox=sandbox, sessions=sessions)
+                if opened := sandbox or sessions:
+                    further["sandbox"] = {"mode": opened.mode, "judge": judge}
+            if "sandbox" not in further:
                 for each in planned:
-                    each.plans[:] = [plan for plan in each.plans if not plan.task.programs]
+                    each.plans[:] = [plan for plan in each.plans if not plan.needs_sandbox]
         return evaluate(
             planned,
             output_dir,
             failures,
-            sandbox=sandbox,
-            settings=settings,
+            helpers=helpers,
+            settings=further,
             overwrite=overwrite,
             format=format,
             by=by,
+            plot=plot,
         )
 
 
@@ -307,18 +361,50 @@ def _sampling(temperature: float, top_p: float, top_k: int, repeats: int, seed: 
     return None
 
 
+def _sandboxes(
+    stack: ExitStack, plans: Iterable["Plan"], *, judge: str, walls: Mapping[str, Any]
+) -> "tuple[Sandbox | None, Sessions | None]":
+    """Open what the plans need: a sandbox for programs, one for sessions. Raises SandboxError."""
+    from qwen_eval import sandbox
+
+    programs = any(plan.task.programs for plan in plans)
+    sessions = any(plan.protocol.sessions for plan in plans)
+    return (
+        stack.enter_context(sandbox.Sandbox(judge=judge, **walls)) if programs else None,
+        stack.enter_context(sandbox.Sessions(**walls)) if sessions else None,
+    )
+
+
+def _judge(name: str) -> "Judging | None":
+    """Return the judge that was named, None where none was. Raises UsageError, ModelError."""
+    if not name:
+        return None
+    from qwen_eval.models.endpoint import open_judge
+
+    return open_judge(name)
+
+
+def _by_own_tokens(plan: "Plan", model: "Model") -> "Plan":
+    """Return a plan whose rules count the model's own tokens, where it has rules that count tokens."""
+    if plan.task.rules_by_tokens is None:
+        return plan
+    rules = plan.task.rules_by_tokens(model.pieces)
+    return replace(plan, task=replace(plan.task, rules=rules), rouge_tokenizer="own")
+
+
 def _wanted(names: Sequence[str], include: Sequence[Path]) -> list[tuple["Entry", str | None]]:
     """Load the tasks and check the protocols before anything expensive."""
     from qwen_eval import registry
 
     files = registry.find(include)
-    wanted = []
+    wanted: list[tuple[Entry, str | None]] = []
     for name in dict.fromkeys(name.strip() for given in names for name in given.split(",")):
         task, named = registry.split_name(name)
         entry = registry.load(task, files)
         if named:
             registry.protocol(entry.task, named)
-        wanted.append((entry, named))
+        every = entry.task.protocols if entry.task.together and not named else ()
+        wanted += [(entry, protocol.name) for protocol in every] or [(entry, named)]
     return wanted
 
 
@@ -332,18 +418,27 @@ def _models(given: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(named))
 
 
+def _long_contexts(settings: str) -> list[str | None]:
+    """Return the settings for long contexts that were named, each once; None is the checkpoint's own."""
+    from qwen_eval.models.longcontext import settings_of
+
+    return [*settings_of(settings)] if settings else [None]
+
+
 def _datasets(
-    entries: Sequence["Entry"], data_dir: Path | None, failures: Failures, *, allow_mini: bool
+    entries: Sequence["Entry"], data_dir: Path | None, documents: Path | None, failures: Failures, *, allow_mini: bool
 ) -> dict[str, "Dataset"]:
-    from qwen_eval.data import find_dataset
+    from qwen_eval.data import documents_dataset, find_dataset
 
     found = {}
     tasks = {entry.task.name: entry for entry in entries}
     for name, entry in tasks.items():
         with failures.apart(name, MissingError, alone=len(tasks) == 1):
-            found[entry.task.data.name] = find_dataset(
-                entry.task.data, tasks=entry.folder, data_dir=data_dir, allow_mini=allow_mini, say=say
-            )
+            spec = entry.task.data
+            if documents and entry.task.at_lengths:
+                found[spec.name] = documents_dataset(spec, documents)
+                continue
+            found[spec.name] = find_dataset(spec, tasks=entry.folder, data_dir=data_dir, allow_mini=allow_mini, say=say)
     return found
 
 
@@ -366,7 +461,16 @@ def _check_writable(folder: Path) -> None:
 
 
 def _engine(
-    model: str, *, engine: str, dtype: str, device: str, batch_size: int | None, deterministic: bool, verify: bool
+    model: str,
+    *,
+    engine: str,
+    dtype: str,
+    device: str,
+    batch_size: int | None,
+    deterministic: bool,
+    verify: bool,
+    setting: str | None = None,
+    trusted: bool = False,
 ) -> "Model":
     from qwen_eval.models.transformers.checkpoint import checked_dtype, locate
 
@@ -378,6 +482,7 @@ def _engine(
     from qwen_eval.models.transformers.engine import open_model
 
     settings: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": batch_size}
+    settings |= {"setting": setting, "trusted": trusted}
     return open_model(checkpoint, engine=engine, say=say, deterministic=deterministic, verify=verify, **settings)
 
 

@@ -1,12 +1,13 @@
 """`python -m qwen_eval score`: apply a task's rules to outputs that exist already. No model.
 
-Where a rule finds a program, that of a file is run in the sandbox; what became of a run's programs is in its records.
+Where a rule has code run, that of a file is run in the sandbox; what became of a run's is in its answers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -14,23 +15,20 @@ from qwen_eval import registry
 from qwen_eval.commands.options import data_dir, include_path, option, sandbox_options
 from qwen_eval.data import Dataset, find_dataset
 from qwen_eval.errors import DataError, IncompleteError, StoreError, UsageError, did_you_mean
-from qwen_eval.scoring import program_hash, rule_names, verdict
-from qwen_eval.task import Executed, Failed, Sample, Task, Verdict
-
-if TYPE_CHECKING:
-    from qwen_eval.sandbox import Sandbox
+from qwen_eval.scoring import rule_names, stored, verdict
+from qwen_eval.task import Answer, Cell, Execute, Failed, Sample, Task, Verdict
 
 __all__ = ["score"]
 
 
 @dataclass(frozen=True)
 class Output:
-    """One output: what its lines carry (id, repeat), its text, its sample, what became of its programs."""
+    """One output: what its lines carry (id, repeat), its text, its sample, the answers of its dialogue."""
 
     place: dict[str, Any]
     text: str
     sample: Sample
-    ran: dict[str, Executed] = field(default_factory=dict)
+    answers: list[Answer] = field(default_factory=list)
 
 
 @click.command()
@@ -80,22 +78,22 @@ def score(
         outputs = list(_of_run(entry.task, source))
     else:
         outputs = list(_of_file(entry, source, data_dir, split))
-        if entry.task.programs:
-            from qwen_eval.sandbox import Sandbox
-
-            with Sandbox(judge=judge, container=container, unsafe=unsafe_exec) as sandbox:
-                _run_programs(entry.task, rules, outputs, sandbox)
-    verdicts = [
+        _run_code(entry.task, rules, outputs, judge=judge, walls={"container": container, "unsafe": unsafe_exec})
+    found = [
         (output.place, each, _verdict(entry.task, each, output))
         for output in tqdm(outputs, desc=name, unit="output", delay=2)
         for each in rules
     ]
-    if not verdicts:
+    if not found:
         raise DataError(f"{source}: expected outputs to score, found none.")
+    verdicts = [(place, each, verdict) for place, each, verdict in found if verdict is not None]
     _write(target, verdicts)
-    count = len(verdicts) // len(rules)
     for each in rules:
-        right = sum(verdict.correct for _, rule_name, verdict in verdicts if rule_name == each)
+        of_rule = [verdict for _, rule_name, verdict in verdicts if rule_name == each]
+        if not of_rule:
+            click.echo(f"{name}, {each}: says nothing of these outputs.", err=True)
+            continue
+        right, count = sum(verdict.correct for verdict in of_rule), len(of_rule)
         click.echo(f"{name}, {each}: {right:,} of {count:,} correct ({100 * right / count:.1f} %)", err=True)
 
 
@@ -108,45 +106,69 @@ def _write(target: Path, verdicts: Sequence[tuple[dict[str, Any], str, Verdict]]
     try:
         with jsonlines.open(partial, "w") as out:
             for place, rule, verdict in verdicts:
-                out.write({**place, "rule": rule, "extracted": verdict.extracted, "correct": verdict.correct})
+                out.write({**place, "rule": rule, **stored(verdict)})
         if not direct:
             partial.replace(target)
     except OSError as error:
         raise UsageError(f"--output {target}: cannot be written ({error.strerror}).") from None
 
 
-def _verdict(task: Task, rule: str, output: Output) -> Verdict:
+def _verdict(task: Task, rule: str, output: Output) -> Verdict | None:
     try:
-        return verdict(task, rule, output.sample, output.text, output.ran)
+        return verdict(task, rule, output.sample, output.text, output.answers)
     except KeyError:
         raise StoreError(
-            f"{output.place['id']}: the program that rule {rule} finds in this output has not been run.\n"
+            f"{output.place['id']}: the code that rule {rule} finds in this output has not been run.\n"
             "Next: the same `run` command again runs it; no model is asked."
         ) from None
 
 
-def _run_programs(task: Task, rules: Sequence[str], outputs: Sequence[Output], sandbox: "Sandbox") -> None:
-    """Run every distinct program of every output, and keep what became of it. Raises IncompleteError."""
+def _run_code(
+    task: Task, rules: Sequence[str], outputs: Sequence[Output], *, judge: str, walls: Mapping[str, Any]
+) -> None:
+    """Run every distinct program and step that a rule finds in an output, and keep what became of it.
+
+    Raises SandboxError, and IncompleteError where the sandbox failed.
+    """
     from tqdm import tqdm
 
-    from qwen_eval.runner import executed, program_of
+    from qwen_eval import sandbox
+    from qwen_eval.runner import executed, observed, program_of, step_of
 
-    found = [
-        (output, program)
+    wanted = [
+        (output, request)
         for output in outputs
-        for program in dict.fromkeys(task.programs[rule](output.text, output.sample) for rule in rules)
+        for request in dict.fromkeys(_code(task, rule, output) for rule in rules)
+        if request is not None
     ]
-    with tqdm(total=len(found), desc=task.name, unit="program", delay=2) as bar:
-        for ticket, (_, program) in enumerate(found):
-            sandbox.submit(ticket, program_of(program))
-        while outcomes := sandbox.collect():
-            for ticket, outcome in outcomes:
-                output, program = found[ticket]
-                answer = executed(program, outcome)
-                if isinstance(answer, Failed):
-                    raise IncompleteError(f"{output.place['id']}: its program could not be run ({answer.reason}).")
-                output.ran[program_hash(program)] = answer
-                bar.update(1)
+    kinds = {type(request) for _, request in wanted}
+    with ExitStack() as stack, tqdm(total=len(wanted), desc=task.name, unit="program", delay=2) as bar:
+        programs = stack.enter_context(sandbox.Sandbox(judge=judge, **walls)) if Execute in kinds else None
+        sessions = stack.enter_context(sandbox.Sessions(**walls)) if Cell in kinds else None
+        for ticket, (_, request) in enumerate(wanted):
+            if isinstance(request, Execute) and programs:
+                programs.submit(ticket, program_of(request))
+            elif isinstance(request, Cell) and sessions:
+                sessions.submit(ticket, step_of(ticket, request))
+        for box in (programs, sessions):
+            while box and (outcomes := box.collect()):
+                for ticket, outcome in outcomes:
+                    output, request = wanted[ticket]
+                    answer = executed(request, outcome) if isinstance(request, Execute) else observed(request, outcome)
+                    if isinstance(answer, Failed):
+                        raise IncompleteError(f"{output.place['id']}: its code could not be run ({answer.reason}).")
+                    output.answers.append(answer)
+                    bar.update(1)
+                    if sessions:
+                        sessions.close(ticket)
+
+
+def _code(task: Task, rule: str, output: Output) -> Execute | Cell | None:
+    """Return what a rule has run of an output, None for nothing."""
+    if rule in task.programs:
+        return task.programs[rule](output.text, output.sample)
+    found = task.checks[rule].request(output.text, output.sample, ()) if rule in task.checks else None
+    return found if isinstance(found, Cell) else None
 
 
 def _rules(task: Task, wanted: Sequence[str]) -> list[str]:
@@ -167,17 +189,19 @@ def _of_run(task: Task, run: Path) -> Iterator[Output]:
 
     The records hold the items it was run on, so no data is needed.
     """
-    from qwen_eval.results import read_metrics, read_records
+    from qwen_eval.results import read_answers, read_metrics, read_records, text_of
 
     metrics = read_metrics(run)
     if metrics["task"] != task.name:
         raise UsageError(f"{run}: expected a run of {task.name}, found one of {metrics['task']}.")
     repeated = metrics.get("repeats", 1) > 1
+    answers: dict[tuple[str, int], list[Answer]] = {}
+    if (run / "answers.jsonl").is_file():  # an imported run has none
+        for each in sorted(read_answers(run / "answers.jsonl")[0], key=lambda answer: answer.turn):
+            answers.setdefault((each.sample, each.repeat), []).append(each.answer)
     for number, record in enumerate(read_records(run), 1):
         try:
-            outputs = record["outputs"]
-            text = next((each.get("text") for each in reversed(outputs) if "program" not in each), None)
-            ran = {each["program"]: Executed(**each) for each in outputs if "program" in each}
+            text = text_of(record)
             sample = Sample(record["doc_id"], record["doc"], record["target"], record["group"])
             place = {"id": sample.id} | ({"repeat": record["repeat"]} if repeated else {})
         except (KeyError, TypeError, AttributeError):
@@ -186,7 +210,7 @@ def _of_run(task: Task, run: Path) -> Iterator[Output]:
             ) from None
         if text is None:
             raise UsageError(f"{run}: this run compared log-probabilities; it has no text outputs to score.")
-        yield Output(place, text, sample, ran)
+        yield Output(place, text, sample, answers.get((sample.id, record.get("repeat", 0)), []))
 
 
 def _of_file(entry: registry.Entry, file: Path, data_dir: Path | None, split: str | None) -> Iterator[Output]:

@@ -12,10 +12,10 @@ from qwen_eval.data import Dataset, find_dataset, mini_folder, package_folder, p
 from qwen_eval.errors import UsageError
 from qwen_eval.fetch import host
 from qwen_eval.paths import home
-from qwen_eval.prompts import chatml, opencompass_chatml
+from qwen_eval.prompts import as_text
 from qwen_eval.registry import Entry
 from qwen_eval.scoring import rule_names
-from qwen_eval.task import Choose, Generate, Perplexity, Prompt, Protocol, Request, Sample, Task
+from qwen_eval.task import Choose, Generate, Perplexity, Protocol, Request, Sample, Task
 
 __all__ = ["tasks"]
 
@@ -119,21 +119,13 @@ def _request(
 
 def _rendered(request: Request, model: str | None) -> str:
     if isinstance(request, Perplexity):
-        return request.text
-    if isinstance(request.prompt, str):
-        return request.prompt
-    if model is None:
-        return _chatml(request.prompt)
+        return "".join(request.text)
+    if model is None or isinstance(request.prompt, str):
+        return as_text(request.prompt)
     from qwen_eval.models.transformers.checkpoint import locate
     from qwen_eval.models.transformers.tokenization import Tokenizer
 
     return Tokenizer(locate(model).folder).render(request.prompt)
-
-
-def _chatml(prompt: Prompt) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return (opencompass_chatml if prompt.form == "opencompass" else chatml)(prompt.turns)
 
 
 def _settings(request: Request) -> str:
@@ -164,6 +156,7 @@ def _describe(task: Task, data_dir: Path | None, entry: Entry) -> None:
         click.echo(f"  {task.name}@{protocol.name:<18}{kind}, {protocol.shots} shots, rule {protocol.rule}{mean}")
         click.echo(f"  {'':<{len(task.name) + 19}}{protocol.about}")
     runs = "; each runs the program that it finds" if task.programs else ""
+    runs += f"; {', '.join(task.checks)} first have code run or ask a judge" if task.checks else ""
     click.echo(f"\n  rules: {', '.join(rule_names(task))}{runs}")
     if len(task.splits) > 1:
         click.echo(f"  splits: {', '.join(task.splits)} (--split)")

@@ -13,9 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qwen_eval.export.source import Source, json_bytes, safe, text_of
-from qwen_eval.loaded import output_of
 from qwen_eval.matching import question_of
-from qwen_eval.results import canonical
+from qwen_eval.results import canonical, output_of, value_of
 from qwen_eval.task import Sample
 
 __all__ = ["VERSION", "files"]
@@ -210,7 +209,7 @@ def _instance(source: Source, evaluation: str, model: str, record: Mapping[str, 
         ]
         if verdict["extracted"] is not None
         else [],
-        "evaluation": {"score": float(verdict["correct"]), "is_correct": verdict["correct"]},
+        "evaluation": {"score": value_of(verdict), "is_correct": verdict["correct"]},
         "token_usage": counts | {"total_tokens": sum(counts.values())} if counts["input_tokens"] is not None else None,
         "metadata": {
             "repeat": str(record["repeat"]),

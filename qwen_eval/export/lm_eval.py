@@ -15,7 +15,7 @@ from typing import Any
 
 from qwen_eval.errors import UsageError
 from qwen_eval.export.source import Source, generation_arguments, json_bytes, text_of
-from qwen_eval.loaded import output_of
+from qwen_eval.results import output_of, value_of
 from qwen_eval.task import Choose, Generate
 
 __all__ = ["files"]
@@ -34,8 +34,13 @@ class Part:
 
     @property
     def rules(self) -> list[str]:
-        """The rules of the run, the headline first."""
-        return sorted(self.source.metrics["rules"], key=lambda rule: rule != self.source.metrics["rule"])
+        """The rules of the run that score every item of this part, the headline first."""
+        every = [
+            rule
+            for rule in self.source.metrics["rules"]
+            if all(rule in record["verdicts"] for item in self.items for record in item)
+        ]
+        return sorted(every, key=lambda rule: rule != self.source.metrics["rule"])
 
     @property
     def metric(self) -> str:
@@ -184,7 +189,7 @@ def _sample(part: Part, item: Sequence[Record], place: int, rule: str) -> dict[s
         "doc_hash": _hash(json.dumps(doc, indent=2, ensure_ascii=False)),
         "prompt_hash": _hash(arguments[0][0]),
         "target_hash": _hash(first["target"]),
-        part.metric: _mean([record["verdicts"][rule]["correct"] for record in item]),
+        part.metric: _mean([value_of(record["verdicts"][rule]) for record in item]),
     }
 
 
@@ -221,7 +226,7 @@ def _add(results: dict[str, Any], part: Part) -> None:
     metrics = source.metrics
     scores: dict[str, Any] = {}
     for rule in part.rules:
-        values = [_mean([record["verdicts"][rule]["correct"] for record in item]) for item in part.items]
+        values = [_mean([value_of(record["verdicts"][rule]) for record in item]) for item in part.items]
         scores |= {part.key(rule): _mean(values), _error_key(part, rule): _standard_error(values)}
     if not part.group:
         scores |= _pass_at(part)
@@ -260,8 +265,10 @@ def _add_group(results: dict[str, Any], source: Source, parts: Sequence[Part]) -
     metrics, first = source.metrics, parts[0]
     scores: dict[str, Any] = {}
     for rule, whole in metrics["rules"].items():
+        if not all(rule in part.rules for part in parts):
+            continue
         values = [
-            [_mean([record["verdicts"][rule]["correct"] for record in item]) for item in part.items] for part in parts
+            [_mean([value_of(record["verdicts"][rule]) for record in item]) for item in part.items] for part in parts
         ]
         errors = [_standard_error(each) for each in values]
         error: float | str = _standard_error([value for each in values for value in each])

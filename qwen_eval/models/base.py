@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from qwen_eval.task import Answer, Failed, Request
+from qwen_eval.task import Answer, Failed, Judge, Request
 
-__all__ = ["Identity", "Model"]
+__all__ = ["Identity", "Judging", "Model"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,25 @@ class Model(Protocol):
     def prompt_tokens(self, request: Request) -> tuple[int, ...]:
         """Return the token ids of a request's prompt."""
 
+    def pieces(self, text: str) -> tuple[str, ...]:
+        """Return the tokens of a text, each decoded on its own; what is no whole character becomes U+FFFD."""
+
     def on_progress(self, report: Callable[[int], None]) -> None:
         """Call `report(tokens)` while working, with the number of tokens computed since the last call."""
 
     def counters(self) -> Mapping[str, int | float | str]:
         """Return what was computed so far (tokens, batches); goes into timing.json."""
+
+
+class Judging(Protocol):
+    """A second model, which looks at what the first one made."""
+
+    @property
+    def identity(self) -> Identity:
+        """Who judges."""
+
+    def submit(self, ticket: int, request: Judge) -> None:
+        """Queue a question. What is replied comes back under the same ticket."""
+
+    def collect(self, *, timeout: float | None = None) -> Sequence[tuple[int, str | Failed]]:
+        """Wait until some are answered, for `timeout` seconds at most (0 only looks), and return the replies."""

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from qwen_eval.models.base import Identity
-from qwen_eval.prompts import chatml
+from qwen_eval.prompts import as_text
 from qwen_eval.task import Answer, Failed, Prompt, Request
 
 __all__ = ["ScriptedModel"]
@@ -49,12 +49,16 @@ class ScriptedModel:
 
     def render(self, prompt: Prompt) -> str:
         """Return plain text as it is, conversations as ChatML."""
-        return prompt if isinstance(prompt, str) else chatml(prompt.turns)
+        return as_text(prompt)
 
     def prompt_tokens(self, request: Request) -> tuple[int, ...]:
         """Return the UTF-8 bytes of the prompt as its tokens."""
         prompt = getattr(request, "prompt", "")
         return tuple(self.render(prompt).encode())
+
+    def pieces(self, text: str) -> tuple[str, ...]:
+        """Return the characters."""
+        return tuple(text)
 
     def on_progress(self, report: Callable[[int], None]) -> None:
         """Take the callback; a scripted answer has no progress."""

@@ -1,7 +1,8 @@
 """Measured scores beside published ones: one line a pair of a run and a reported number, with a verdict.
 
 The reported number is taken as fixed: how far it would move on other items, or in another run on the same items, is not
-published. So a verdict says whether the measured 95 % interval reaches it, and no more. All scores are in percent.
+published. So a verdict says whether the measured 95 % interval reaches it, and no more. All scores are in percent, but
+for measures that are published on another scale.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,8 @@ __all__ = ["Line", "Run", "lines", "table"]
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     letter: f"\\{letter}" for letter in "&%$#_{}"
 }
-_OPTIONAL = ("Category", "Protocol", "Precision")
-_OF_RUN = ("Task", "Category", "Model", "n", "Measured", "95 % interval")
+_OPTIONAL = ("Category", "Measure", "Protocol", "Precision")
+_OF_RUN = ("Task", "Category", "Measure", "Model", "n", "Measured", "95 % interval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class Line:
 
     `category` is "" for the whole run, `model` the reported model, `other_kind` whether numbers are reported for the
     other kind of model (base, chat) only. `score`, `low` and `high` are in percent, None where they are withheld.
+    `measure` is the head of the column where it is a number beside the score; it then has the scale of the publication.
     """
 
     run: Run
@@ -60,6 +62,7 @@ class Line:
     high: float | None
     reported: Reported | None
     other_kind: bool = False
+    measure: str = ""
 
     @property
     def difference(self) -> float | None:
@@ -75,7 +78,8 @@ class Line:
         found = [] if there.protocol == self.run.name else ["other protocol"]
         if there.shots != str(here["shots"]):
             found.append(f"other shots (run: {here['shots']})" if there.shots else "shots not published")
-        if there.split != here["split"]:
+        # What is measured beside a score belongs to a benchmark whose only split is its protocol's.
+        if there.split != here["split"] and not self.measure:
             found.append(f"other split ({there.split})" if there.split else "split not published")
         if there.average and not self.category and there.average != here.get("average", there.average):
             found.append(f"other average ({there.average})")
@@ -113,7 +117,14 @@ def lines(runs: Sequence[Run], reported: Sequence[Reported], *, by: str = "task"
             own = [row for row in task if _same_kind(row, run)]
             whole: list[Reported | None] = [row for row in own if not row.part]
             line = partial(Line, run=run, model=model, other_kind=bool(task) and not own)
-            found += [line(category="", reported=row, **_whole(run.metrics)) for row in whole or [None]]
+            measured = [
+                line(category="", measure=measure["title"], reported=row, **_scores(part, measure["scale"]))
+                for measure, part in _measured(run.metrics)
+                for row in _published(reported, model, run, measure["reported"])
+            ]
+            whole = whole or ([] if measured else [None])
+            found += [line(category="", reported=row, **_whole(run.metrics)) for row in whole]
+            found += measured
             for name, part in run.metrics["categories"].items() if by == "category" else ():
                 found += [
                     line(category=name, reported=row, **_scores(part))
@@ -121,6 +132,21 @@ def lines(runs: Sequence[Run], reported: Sequence[Reported], *, by: str = "task"
                     if row.part and _plain(row.part) == _plain(name)
                 ]
     return found
+
+
+def _measured(metrics: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Return what a run measured beside its score: every measure with its numbers, by the first rule that has it."""
+    rules = sorted(metrics["rules"], key=lambda rule: rule != metrics["rule"])
+    found = []
+    for measure in metrics.get("measures", ()):
+        parts = [metrics["rules"][rule].get("measures", {}).get(measure["name"]) for rule in rules]
+        found += [(measure, part) for part in parts if part][:1]
+    return found
+
+
+def _published(reported: Sequence[Reported], model: str, run: Run, metric: str) -> list[Reported]:
+    own = [row for row in reported if row.model == model and row.task == run.metrics["task"] and _same_kind(row, run)]
+    return [row for row in own if metric and row.metric == metric and not row.part]
 
 
 def _same_task(row: Reported, run: Run) -> bool:
@@ -144,9 +170,9 @@ def _whole(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return _scores({**part, **{name: metrics[name] for name in ("low", "high") if name in metrics}})
 
 
-def _scores(part: Mapping[str, Any]) -> dict[str, Any]:
-    percent = {name: None if part.get(name) is None else 100 * part[name] for name in ("score", "low", "high")}
-    return {"n": part["n"], **percent}
+def _scores(part: Mapping[str, Any], scale: float = 100) -> dict[str, Any]:
+    scaled = {name: None if part.get(name) is None else scale * part[name] for name in ("score", "low", "high")}
+    return {"n": part["n"], **scaled}
 
 
 # --------------------------------------------------------------------------------------------------------- drawing
@@ -204,24 +230,28 @@ def _notes(line: Line) -> tuple[str, ...]:
 def _row(line: Line, marks: Mapping[str, str]) -> dict[str, str]:
     """One line for people. A protocol is named where it is not the run's own, or where that it is has been inferred."""
     row, run = line.reported, line.run
-    part_of_whole = run.total is not None and not line.category and line.n < run.total
+    part_of_whole = bool(run.total) and not line.category and not line.measure and line.n < (run.total or 0)
+    digits = 3 if line.reported is not None and line.measure and line.reported.number <= 1 else 1
     protocol = "" if row is None else row.protocol or "none of ours"
     if row and protocol == run.name:
         protocol = "the run's (inferred)" if row.protocol_evidence == "inferred" else ""
     return {
         "Task": run.name,
         "Category": line.category,
+        "Measure": line.measure,
         "Model": run.model,
         "n": f"{line.n:,} of {run.total:,}" if part_of_whole else f"{line.n:,}",
-        "Measured": "-" if line.score is None else f"{line.score:.1f}",
-        "95 % interval": "-" if line.low is None or line.high is None else f"{line.low:.1f} to {line.high:.1f}",
+        "Measured": "-" if line.score is None else f"{line.score:.{digits}f}",
+        "95 % interval": "-"
+        if line.low is None or line.high is None
+        else f"{line.low:.{digits}f} to {line.high:.{digits}f}",
         "Reported": f"{row.value} {''.join(marks[each] for each in row.notes)}".rstrip() if row else "-",
         "Reported model": line.model,
         "Protocol": protocol,
         "Shots": (row.shots or "-") if row else "-",
         "Precision": row.precision if row else "",
         "Source": row.source if row else "-",
-        "Difference": "-" if line.difference is None else f"{_rounded(line.difference, 1):+.1f}",
+        "Difference": "-" if line.difference is None else f"{_rounded(line.difference, digits):+.{digits}f}",
         "Verdict": line.verdict,
     }
 
@@ -238,6 +268,7 @@ def _record(line: Line, notes: Mapping[str, str]) -> dict[str, Any]:
         "split": run.metrics["split"],
         "shots": run.metrics["shots"],
         "category": line.category,
+        **({"measure": line.measure} if line.measure else {}),
         "n": line.n,
         "total": None if line.category else run.total,
         "measured": _rounded(line.score, 4),

@@ -57,7 +57,7 @@ def matrix(runs: Sequence[Mapping[str, Any]], published: Sequence[Line], *, form
         if each["score"] is not None:
             row[_column(each)] = _cell(each)
     for line in published:
-        if line.reported is not None and not line.category and not line.differs:
+        if line.reported is not None and not line.category and not line.measure and not line.differs:
             row = cells.setdefault(f"{line.model}, reported", {})
             column = _column(line.run.metrics)
             said = [one for one in (row[column].said if column in row else "").split(" / ") if one]

@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qwen_eval.report import perplexity
+
 __all__ = ["BY", "FORMATS", "draw", "results"]
 
 FORMATS = ("text", "md", "csv", "json", "latex")
@@ -17,17 +19,30 @@ _TABULATE = {"text": "simple", "md": "github", "latex": "latex_booktabs", "html"
 def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: str = "category") -> str:
     """Return the tables of one or more finished runs.
 
-    First one line a run with its headline rule; then every rule over the same outputs; then pass@k, where a code task
-    was asked several times; then, as `by` says, categories or subjects; last, how many golds are known to be wrong.
+    First one line a run with its headline rule; then every rule over the same outputs; then what is measured beside the
+    scores, in the columns in which it is published; then pass@k, where a code task was asked several times; then, as
+    `by` says, categories or subjects; last, how many golds are known to be wrong.
     Scores are percentages with their 95 % Wilson interval; n counts items ("164 x 10" where each was asked ten times),
     the columns after the interval count answers.
+    Perplexity has tables of its own, by length.
     `csv` is one long table, `json` the metrics themselves.
     """
     if format == "json":
         return json.dumps(list(metrics), ensure_ascii=False, indent=1, sort_keys=True)
-    if format == "csv":
-        return draw(_long(_told_apart(metrics)), format)
     metrics = _told_apart(metrics)
+    lengthwise = [each for each in metrics if "perplexity" in each]
+    metrics = [each for each in metrics if "perplexity" not in each]
+    if format == "csv":
+        return draw([*_long(metrics), *(row for each in lengthwise for row in perplexity.long(each))], format)
+    parts = [draw(rows, format) for rows in perplexity.by_length(lengthwise)]
+    parts += perplexity.notes(lengthwise) if format != "latex" else []
+    return "\n\n".join([*_scores(metrics, format, by), *parts])
+
+
+def _scores(metrics: Sequence[Mapping[str, Any]], format: str, by: str) -> list[str]:
+    """Return the tables of runs that have scores."""
+    if not metrics:
+        return []
     headlines = [_headline(each) for each in metrics]
     parts = [draw(headlines, format)]
     models = {row["Model"] for row in headlines}
@@ -44,6 +59,10 @@ def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: s
             for name, part in each["rules"].items()
         ]
         parts.append(draw(rules, format))
+    for name in dict.fromkeys(each["task"] for each in metrics):
+        of_task = [each for each in metrics if each["task"] == name]
+        if rows := [_of_model(each, len(models), row) for each in of_task for row in _measured(each)]:
+            parts.append(draw(rows, format))
     if rows := [_of_model(each, len(models), row) for each in metrics for row in _pass_at(each)]:
         parts.append(draw(rows, format))
     for each in metrics:
@@ -55,7 +74,7 @@ def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: s
             for each in metrics
             if each["bad_golds"]
         )
-    return "\n\n".join(parts)
+    return parts
 
 
 def draw(rows: Sequence[Mapping[str, Any]], format: str = "text") -> str:
@@ -135,6 +154,27 @@ def _headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _measured(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A line for every rule that measures something beside its score, on the scale on which that is published."""
+    measures = metrics.get("measures", ())
+    rules = {rule: part.get("measures", {}) for rule, part in metrics["rules"].items()}
+    shown = [each for each in measures if any(each["name"] in part for part in rules.values())]
+    return [
+        {"Task": _name(metrics), "Rule": rule} | {each["title"]: _cell(part.get(each["name"]), each) for each in shown}
+        for rule, part in rules.items()
+        if part
+    ]
+
+
+def _cell(part: Mapping[str, Any] | None, measure: Mapping[str, Any]) -> str:
+    """A measured number with its interval."""
+    if part is None or part["score"] is None:
+        return "-"
+    digits, scale = (1 if measure["scale"] >= 100 else 3), measure["scale"]
+    score, low, high = (f"{scale * part[name]:.{digits}f}" for name in ("score", "low", "high"))
+    return f"{score} ({low} to {high})"
+
+
 def _pass_at(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The lines of pass@k, for a code task whose items were asked more than once."""
     if metrics.get("repeats", 1) == 1:
@@ -183,7 +223,12 @@ def _long(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for rule, part in (each["rules"] or {each["rule"]: nothing}).items():
             headline = rule == each["rule"]
             more = {"headline": headline, **(counts if headline else {})}
-            rows.append({**common, "part": "all", "name": "", "rule": rule, **part, **more, **last})
+            scores = {name: value for name, value in part.items() if name != "measures"}
+            rows.append({**common, "part": "all", "name": "", "rule": rule, **scores, **more, **last})
+            rows += [
+                {**common, "part": "measure", "name": name, "rule": rule, **measured, **last}
+                for name, measured in part.get("measures", {}).items()
+            ]
         for k, part in each.get("pass_at", {}).items():
             if k != "1":  # that is the score
                 name = {"part": "all", "name": f"pass@{k}", "rule": each["rule"], "n": each["n"]}
@@ -191,6 +236,11 @@ def _long(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for kind, key in (("category", "categories"), ("subject", "groups")):
             rows += [
                 {**common, "part": kind, "name": name, "rule": each["rule"], **part, **last}
-                for name, part in each[key].items()
+                for name, part in _plain_parts(each[key])
             ]
     return rows
+
+
+def _plain_parts(parts: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Parts by name, without what is measured beside their scores."""
+    return [(name, {key: value for key, value in part.items() if key != "measures"}) for name, part in parts.items()]

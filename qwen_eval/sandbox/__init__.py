@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qwen_eval.sandbox.host import Sandbox
     from qwen_eval.sandbox.program import Outcome, Program
+    from qwen_eval.sandbox.sessions import Seen, Sessions, Step
 
-__all__ = ["Outcome", "Program", "Sandbox"]
+__all__ = ["Outcome", "Program", "Sandbox", "Seen", "Sessions", "Step"]
 
 _HOMES = {"Outcome": "program", "Program": "program", "Sandbox": "host"}
+_HOMES |= dict.fromkeys(("Seen", "Sessions", "Step"), "sessions")
 
 
 def __getattr__(name: str) -> Any:

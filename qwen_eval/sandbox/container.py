@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,8 +26,11 @@ _UNMASK: Final = {"docker": "systempaths=unconfined", "podman": "unmask=ALL", "r
 ENGINES: Final = tuple(_UNMASK)
 
 
-def start(container: str, zygote: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start the zygote in a container ("docker", "podman:IMAGE"); return the engine's process and the socket to it."""
+def start(container: str, zygote: Path, distributions: Sequence[str]) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start the zygote in a container ("docker", "podman:IMAGE"); return the engine's process and the socket to it.
+
+    `distributions` are installed packages that have to be there.
+    """
     engine, _, image = container.partition(":")
     if engine not in _UNMASK:
         raise UsageError(f"A container engine is one of {', '.join(ENGINES)}, not {engine!r}.")
@@ -36,7 +40,7 @@ def start(container: str, zygote: Path) -> tuple[subprocess.Popen[bytes], socket
         with open(f"{folder}/said", "wb") as said:
             try:
                 process = subprocess.Popen(
-                    [*_run(engine, folder), image or IMAGE, *_zygote(zygote, f"{folder}/boot")],
+                    [*_run(engine, folder, distributions), image or IMAGE, *_zygote(zygote, f"{folder}/boot")],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=said,
@@ -76,18 +80,18 @@ def _zygote(zygote: Path, boot: str) -> list[str]:
     return [sys.executable, "-I", "-X", "utf8", str(zygote), str(zygote.parents[2]), boot]
 
 
-def _run(engine: str, folder: str) -> list[str]:
+def _run(engine: str, folder: str, distributions: Sequence[str]) -> list[str]:
     """The engine's command up to the image."""
     words = [_program(engine), "run", "--rm", "--network", "none", "--cap-add", "SYS_ADMIN"]
     words += ["--runtime", "runsc"] if engine == "runsc" else []
     for option in ("seccomp=unconfined", "apparmor=unconfined", "label=disable", _UNMASK[engine]):
         words += ["--security-opt", option]  # what the zygote does, these forbid; it forbids the programs more
-    return words + [f"--volume={place}" for place in [f"{folder}:{folder}", *_mounts()]]
+    return words + [f"--volume={place}" for place in [f"{folder}:{folder}", *_mounts(distributions)]]
 
 
-def _mounts() -> list[str]:
+def _mounts(distributions: Sequence[str]) -> list[str]:
     """What the zygote needs of this machine, read-only: the system's libraries, Python, this package."""
     package = Path(__file__).parents[1]
-    places = [path for path in enclosure.sources() if not path.startswith("/dev/")]
+    places = [path for path in enclosure.sources(distributions) if not path.startswith("/dev/")]
     places += [sys.prefix, sys.base_prefix, str(package)]
     return [f"{place}:{place}:ro" for place in dict.fromkeys(places) if place != "/usr"]

@@ -6,7 +6,8 @@ namespaces, and a root made of read-only binds of what Python needs. Every progr
 capabilities, no new privileges, limits and the seccomp filter.
 
 What is *not* in the root matters: no home, no /etc but for made-up files, no /var, no /sys, and of the installed
-packages only numpy. A package with a benchmark's data beside it would hand a program the answers.
+packages only numpy, or for sessions the libraries they are promised. A package with a benchmark's data beside it would
+hand a program the answers.
 """
 
 import glob
@@ -21,8 +22,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from qwen_eval.sandbox import kernel
+from qwen_eval.sandbox.installed import installed
 
-__all__ = ["HOME", "USER", "Limits", "build_root", "enter_room", "process_limits", "sources"]
+__all__ = ["HOME", "USER", "Limits", "build_root", "enter_room", "mount_own", "process_limits", "sources"]
 
 # Whoever runs the harness is this user in the zygote's namespace, and nobody in a program's.
 USER: Final = 1000
@@ -57,8 +59,11 @@ def _numpy_folder() -> str | None:
     return os.path.dirname(os.path.dirname(found.origin)) if found is not None and found.origin else None
 
 
-def sources() -> dict[str, str]:
-    """Return what is bound into the root: {path inside: path outside}. Paths outside are real paths."""
+def sources(distributions: Sequence[str] = ()) -> dict[str, str]:
+    """Return what is bound into the root: {path inside: path outside}. Paths outside are real paths.
+
+    `distributions` are installed ones to be seen besides numpy, with all that they require.
+    """
     base = sys.base_prefix
     wanted = [*SYSTEM, *DEVICES, os.path.realpath(sys.executable), sysconfig.get_path("stdlib")]
     wanted.append(sysconfig.get_path("platstdlib"))
@@ -70,6 +75,7 @@ def sources() -> dict[str, str]:
         for name in PACKAGES:
             if os.path.isdir(f"{packages}/{name}"):
                 found[f"{packages}/{name}"] = os.path.realpath(f"{packages}/{name}")
+    found |= {path: os.path.realpath(path) for path in installed(distributions)}
     # A bind inside another bind would need a mount point in a read-only folder of the host.
     inner = {path for path in found for other in found if path.startswith(f"{other}/") and path == found[path]}
     return {path: source for path, source in found.items() if path not in inner or "-packages/" in path}
@@ -145,13 +151,15 @@ def _mount_flags(seen: int) -> int:
     return (seen & 0x0E) | (0x400 if seen & 0x400 else 0) | (0x200000 if seen & 0x1000 else 0)
 
 
-def build_root(become: int | None) -> None:
+def build_root(become: int | None, distributions: Sequence[str]) -> None:
     """Enclose this process, pid 1 of new namespaces, in a root of its own; `become` is the user to change to, if any.
+
+    Of the installed packages numpy is in it, and `distributions` with what they require.
 
     Sources are opened first, because root's own folders are closed to the user that root becomes, and the user is
     changed before anything is made, because files of a user the namespace does not know cannot be made.
     """
-    paths, links = sources(), _links()
+    paths, links = sources(distributions), _links()
     covered = _package_folders(paths)
     settings = f"{sys.prefix}/pyvenv.cfg"
     text = ""
@@ -214,7 +222,7 @@ def enter_room(limits: Sequence[tuple[int, int]], instructions: bytes, *, privat
         os.chdir(folder)
     elif private:
         kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWIPC)
-        _mount_own()
+        mount_own()
     if folder is None:
         kernel.unshare(kernel.CLONE_NEWUSER)
     for kind, most in limits:
@@ -225,8 +233,8 @@ def enter_room(limits: Sequence[tuple[int, int]], instructions: bytes, *, privat
         kernel.install_filter(instructions)
 
 
-def _mount_own() -> None:
-    """Mount a program's own /tmp, the only place it can write to, and its own /proc."""
+def mount_own() -> None:
+    """Mount a /tmp of one's own, the only place that can be written to, and a /proc."""
     # What lies there already is a Python that is installed below /tmp.
     below = {name: os.open(f"/tmp/{name}", os.O_PATH) for name in os.listdir("/tmp")}
     flags = kernel.MS_NOSUID | kernel.MS_NODEV

@@ -22,12 +22,13 @@ from qwen_eval.sandbox.launch import launch
 from qwen_eval.sandbox.program import Outcome, Program, read_test
 from qwen_eval.sandbox.verdict import Report, from_official, from_split
 
-__all__ = ["JUDGES", "Sandbox"]
+__all__ = ["JUDGES", "Sandbox", "usable_processors"]
 
 JUDGES: Final = ("split", "official")
 
 
-def _usable_processors() -> int:
+def usable_processors() -> int:
+    """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -49,7 +50,7 @@ class Sandbox:
         if workers is not None and workers < 1:
             raise UsageError(f"The sandbox needs at least one worker, not {workers}.")
         self._judge = judge
-        self._count = workers or _usable_processors()
+        self._count = workers or usable_processors()
         self._unsafe = unsafe
         self._container = container
         self._waiting: queue.Queue[tuple[int, Program] | None] = queue.Queue()

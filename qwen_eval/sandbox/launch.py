@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,20 +18,24 @@ PATIENCE: Final = 120.0  # seconds for the interpreter to start, on whatever mac
 UNSAFE: Final = "--unsafe-exec, which runs model-written code with your rights and marks the result."
 
 
-def launch(controls: list[socket.socket], *, walls: bool, engine: str) -> subprocess.Popen[bytes]:
+def launch(
+    controls: list[socket.socket], *, walls: bool, engine: str, distributions: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
     """Start the zygote with one worker a control socket; return when it is ready. SandboxError says why it is not.
 
     `engine` is "", or the container engine to start it in: "docker", "docker:IMAGE".
+    With `distributions` the workers are for sessions, in which these packages and what they require can be imported.
     """
     if not sys.platform.startswith("linux"):
         raise SandboxError(f"The sandbox needs Linux; this is {sys.platform}.\nNext: use a Linux machine or container.")
     if walls and kernel.MACHINE not in syscalls.ARCHITECTURES:
         known = " and ".join(syscalls.ARCHITECTURES)
         raise SandboxError(f"The sandbox knows the system calls of {known}, not of {kernel.MACHINE}.\nNext: {UNSAFE}")
-    process, boot = container.start(engine, ZYGOTE) if engine else _start()
+    process, boot = container.start(engine, ZYGOTE, distributions) if engine else _start()
     try:
         with boot:
-            wire.send_job(boot, {"walls": walls}, [control.fileno() for control in controls])
+            hello = {"walls": walls, "distributions": list(distributions)}
+            wire.send_job(boot, hello, [control.fileno() for control in controls])
             boot.settimeout(PATIENCE)
             answer = wire.receive_json(boot)
     except wire.BrokenWire:

@@ -9,6 +9,7 @@ import resource
 import select
 import signal
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ class Settings:
     walls: bool
     instructions: bytes  # the seccomp filter
     home: int = -1  # the worker's own pid namespace
+    session: Callable[[socket.socket, socket.socket], None] | None = None  # what runs sessions, where the zygote has it
 
 
 class Room:
@@ -44,6 +46,7 @@ class Room:
         self._space = ("own" if private else "one") if settings.walls else "session"
         self.cpu_limit = 0.0
         self.usage: Usage | None = None
+        self.held = 0  # bytes of memory, files included, when it was last stopped
         self._tree: Tree | None = None
         self._folder = None if settings.walls else _make_folder()
         self.line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -72,13 +75,37 @@ class Room:
     def look(self) -> Usage | None:
         """Update and return what the room's processes use; None when they have ended."""
         try:
-            if self._tree is None:
-                limits = self._settings.limits
-                self._tree = Tree(self.pid, memory=limits.memory, space=self._space)
-            self.usage = self._tree.look()
+            self.usage = self._opened().look()
         except OSError:
             self.usage = None
         return self.usage
+
+    def _opened(self) -> Tree:
+        if self._tree is None:
+            self._tree = Tree(self.pid, memory=self._settings.limits.memory, space=self._space)
+        return self._tree
+
+    def interrupt(self) -> None:
+        """Send the first process what Ctrl-C sends."""
+        os.kill(self.pid, signal.SIGINT)
+
+    def hold(self) -> bool:
+        """Stop every process of the room until `release`; return whether that was possible."""
+        try:
+            stopped = self._opened().stop()
+            self.held = _written(self.pid) if self._settings.walls else 0
+        except OSError:
+            return False
+        usage = self.look()
+        self.held += usage.memory if usage is not None else 0
+        return stopped and usage is not None
+
+    def release(self) -> None:
+        """Let the room's processes go on."""
+        try:
+            self._opened().resume()
+        except OSError:
+            return  # it has ended, which whoever waits for it will see
 
     def wait(self, seconds: float) -> bool:
         """Wait until the first process has ended, at most so long; return whether it has."""
@@ -105,6 +132,12 @@ class Room:
         return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
 
 
+def _written(pid: int) -> int:
+    """Bytes of the files in a room, which are memory as well."""
+    status = os.statvfs(f"/proc/{pid}/root/tmp")
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+
 def _make_folder() -> str:
     import tempfile  # only without walls; each module that is not there makes every fork faster
 
@@ -124,20 +157,24 @@ def _live(line: socket.socket, settings: Settings, private: bool, folder: str | 
         _close_all_but(line.fileno())
         _own_null()
         enter_room(settings.process_limits, settings.instructions, private=private, folder=folder)
+        kernel.die_with_parent(signal.SIGKILL)
         line.send(READY.encode())
         job, descriptors = receive_job(line)
         resource.setrlimit(resource.RLIMIT_CPU, (job["cpu"], job["cpu"]))
-        _play(job, [socket.socket(fileno=descriptor) for descriptor in descriptors], line)
+        _play(job, [socket.socket(fileno=descriptor) for descriptor in descriptors], line, settings)
     except BaseException as error:
         _complain(line, error)
     finally:
         os._exit(1)
 
 
-def _play(job: dict[str, Any], sockets: list[socket.socket], line: socket.socket) -> None:
+def _play(job: dict[str, Any], sockets: list[socket.socket], line: socket.socket, settings: Settings) -> None:
     if job["role"] == "judge":
         early = judge.run(*sockets)
         line.send(ENDED_EARLY if early else DONE)
+        os._exit(0)
+    if job["role"] == "session" and settings.session is not None:
+        settings.session(sockets[0], line)
         os._exit(0)
     line.close()  # what runs from here on is not ours
     if job["role"] == "official":

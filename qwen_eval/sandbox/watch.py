@@ -4,6 +4,9 @@ Read from outside through the /proc of the program's own pid namespace, in which
 """
 
 import os
+import signal
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +16,7 @@ _TICK: Final = 1 / os.sysconf("SC_CLK_TCK")
 # Lines of status and of smaps_rollup; what a program has had swapped out is memory too.
 _RESIDENT: Final = (b"RssAnon:", b"RssShmem:", b"VmSwap:", b"HugetlbPages:")
 _SHARED: Final = (b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:", b"Private_Hugetlb:")
+_STOPPED: Final = frozenset(b"TtZX")
 _RESTING: Final = frozenset(b"STZXtIP")  # sleeping, stopped, dead. Running and waiting for a disk are not rest
 
 
@@ -65,14 +69,8 @@ class Tree:
         """Read the tree's usage now."""
         cpu, memory, tasks, resting, seen = 0.0, 0, 0, True, []
         own: dict[str, tuple[bytes, float]] = {}
-        names = [str(self._pid)] if self._space == "one" else os.listdir(self._folder)
-        for name in names:
-            if not name.isdigit():
-                continue
+        for name, fields in self._members():
             try:
-                fields = _fields(_read(f"{name}/stat", self._folder))
-                if self._space == "session" and int(fields[3]) != self._pid:
-                    continue
                 own[name] = fields[19], sum(map(int, fields[11:13])) * _TICK
                 memory += self._kilobytes(f"{name}/status", _RESIDENT) << 10
                 threads = int(fields[17])
@@ -88,6 +86,45 @@ class Tree:
         self._own = own
         self._most = max(self._most, cpu, self._gone + sum(used for _, used in own.values()))
         return Usage(cpu=self._most, memory=memory, tasks=tasks, resting=resting)
+
+    def _members(self) -> Iterator[tuple[str, list[bytes]]]:
+        """Yield the name of every process of the tree, and its fields."""
+        for name in [str(self._pid)] if self._space == "one" else os.listdir(self._folder):
+            if name.isdigit():
+                try:
+                    fields = _fields(_read(f"{name}/stat", self._folder))
+                    if self._space != "session" or int(fields[3]) == self._pid:
+                        yield name, fields
+                except (OSError, ValueError, IndexError):
+                    continue  # it ended while it was looked at
+
+    def stop(self) -> bool:
+        """Stop every process of the tree; return False where some are not to be stopped, as they always make others."""
+        for pause in (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5):
+            moving = [name for name, fields in self._members() if fields[0][0] not in _STOPPED]
+            if not moving:
+                return True
+            self._signal(moving, signal.SIGSTOP)
+            time.sleep(pause)
+        return False
+
+    def resume(self) -> None:
+        """Let every process of the tree go on."""
+        self._signal([name for name, _ in self._members()], signal.SIGCONT)
+
+    def _signal(self, names: list[str], number: signal.Signals) -> None:
+        """Send a signal to processes that are known by their numbers in a namespace of their own."""
+        for name in names:
+            try:
+                descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._folder)
+            except OSError:
+                continue
+            try:
+                signal.pidfd_send_signal(descriptor, number)
+            except OSError:
+                continue  # it has ended
+            finally:
+                os.close(descriptor)
 
     def _kilobytes(self, path: str, names: tuple[bytes, ...]) -> int:
         """Add up lines like `RssAnon:  123 kB`. Files do not count: the kernel can drop them."""

@@ -9,6 +9,7 @@ from typing import Any, Final
 __all__ = ["LONGEST", "BrokenWire", "receive", "receive_job", "receive_json", "send", "send_job", "send_json"]
 
 LONGEST: Final = 512 << 20  # bytes of one message; more is refused by whoever receives it
+MOST_DESCRIPTORS: Final = 253  # the kernel's limit for one message
 _PIECE: Final = 1 << 20
 
 
@@ -67,7 +68,7 @@ def send_job(wire: socket.socket, job: object, descriptors: list[int]) -> None:
 def receive_job(wire: socket.socket) -> tuple[Any, list[int]]:
     """Wait for what `send_job` sends; descriptors are closed on exec."""
     try:
-        data, ancillary, _, _ = wire.recvmsg(1 << 16, socket.CMSG_SPACE(64 * 4), socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, _, _ = wire.recvmsg(1 << 16, socket.CMSG_SPACE(MOST_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC)
     except OSError as error:
         raise BrokenWire("the other side is gone") from error
     if not data:

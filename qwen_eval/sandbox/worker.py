@@ -17,15 +17,14 @@ from qwen_eval.sandbox.enclosure import Limits
 from qwen_eval.sandbox.room import ENDED_EARLY, Room, Settings
 from qwen_eval.sandbox.wire import BrokenWire, receive_job, send_job
 
-__all__ = ["Worker"]
+__all__ = ["Run", "Worker"]
 
 _LOOK: Final = 0.025  # seconds between two looks; most programs have ended before the first
-_MOST_DYING: Final = 4
 
 
 @dataclass(kw_only=True)
-class _Run:
-    """A program in progress."""
+class Run:
+    """A program in progress, or one step of a session."""
 
     rooms: dict[str, Room]
     limits: Limits
@@ -34,9 +33,30 @@ class _Run:
     rested: float = 0.0
     looked: float = field(default_factory=time.monotonic)
 
+    def reached(self) -> str | None:
+        """Look at every room's tree; return the limit that one of them has reached, or None."""
+        now = time.monotonic()
+        resting = True
+        for name, room in self.rooms.items():
+            before, usage = room.usage, room.look()
+            if usage is None:
+                continue
+            resting = resting and usage.resting and before is not None and usage.cpu == before.cpu
+            if usage.cpu > room.cpu_limit:
+                return f"{name} cpu"
+            if usage.memory > self.limits.memory:
+                return f"{name} memory"
+            if usage.tasks > self.limits.processes:
+                return f"{name} processes"
+        self.rested += now - self.looked if resting else 0.0
+        self.looked = now
+        return "rest" if self.rested > self.rest_limit else "wall" if now > self.deadline else None
+
 
 class Worker:
     """Takes jobs from a control socket until the harness closes it."""
+
+    most_dying = 4  # rooms that may still be ending when the next job is taken
 
     def __init__(self, control: socket.socket, settings: Settings) -> None:
         self._control = control
@@ -50,13 +70,15 @@ class Worker:
         try:
             while True:
                 job, descriptors = receive_job(self._control)
-                if job["numpy"] and not self._numpy:
-                    self._import_numpy()
-                report = self._run(job, [socket.socket(fileno=descriptor) for descriptor in descriptors])
+                report = self._do(job, [socket.socket(fileno=descriptor) for descriptor in descriptors])
                 send_job(self._control, report, [])
                 self._bury()
         except BrokenWire:
-            self._close(self._spare.values())
+            self._close(self._idle())
+
+    def _idle(self) -> list[Room]:
+        """The rooms in which nothing runs."""
+        return list(self._spare.values())
 
     def _close(self, rooms: Iterable[Room]) -> None:
         """End with the harness. Behind walls the kernel does as much when pid 1 ends."""
@@ -89,8 +111,10 @@ class Worker:
     def _room(self, name: str) -> Room:
         return Room(self._settings, private=name == "candidate")
 
-    def _run(self, job: dict[str, Any], sockets: list[socket.socket]) -> dict[str, Any]:
+    def _do(self, job: dict[str, Any], sockets: list[socket.socket]) -> dict[str, Any]:
         """Run one program to its end and report how it ended."""
+        if job["numpy"] and not self._numpy:
+            self._import_numpy()
         timeout = float(job["timeout"])
         program, verdict = sockets
         roles: list[tuple[str, str, list[socket.socket], float]]
@@ -106,17 +130,20 @@ class Worker:
         for one in sockets:
             one.close()
         now = time.monotonic()
-        run = _Run(rooms=rooms, limits=self._settings.limits, deadline=now + 60 + 20 * timeout, rest_limit=12 + timeout)
+        run = Run(rooms=rooms, limits=self._settings.limits, deadline=now + 60 + 20 * timeout, rest_limit=12 + timeout)
         for name in rooms:
             self._spare[name] = self._room(name)  # for the next program, while this one runs
-        end = "setup" if any(setup) else self._wait(run, rooms.get("judge"))
+        judge = rooms.get("judge")
+        end = "setup" if any(setup) else self._wait(run, judge.line if judge else rooms["candidate"].ended)
+        if end == "":
+            end = "early" if judge is None or judge.line.recv(64) in (ENDED_EARLY, b"") else "done"
         report = self._finish(run, early=end == "early")
         return report | {"end": end, "setup": "; ".join(filter(None, setup))}
 
-    def _wait(self, run: _Run, judge: Room | None) -> str:
-        """Wait for the end, "done" or "early" (the program was gone first), or for a limit; return which."""
+    def _wait(self, run: Run, sign: socket.socket | int) -> str:
+        """Wait until `sign` can be read, or for a limit; return which limit, or ""."""
         poll = select.poll()
-        poll.register(judge.line if judge is not None else run.rooms["candidate"].ended, select.POLLIN)
+        poll.register(sign, select.POLLIN)
         poll.register(self._control, 0)  # only that the harness is gone
         while True:
             events = poll.poll(_LOOK * 1000)
@@ -124,12 +151,12 @@ class Worker:
                 self._close([*run.rooms.values(), *self._spare.values()])
                 os._exit(0)
             if events:
-                return "early" if judge is None or judge.line.recv(64) in (ENDED_EARLY, b"") else "done"
-            reached = _look(run)
+                return ""
+            reached = run.reached()
             if reached is not None:
                 return reached
 
-    def _finish(self, run: _Run, *, early: bool) -> dict[str, Any]:
+    def _finish(self, run: Run, *, early: bool) -> dict[str, Any]:
         """Kill what is left of a program, and say how what had ended by itself did so."""
         report: dict[str, Any] = {}
         for name, room in run.rooms.items():
@@ -145,25 +172,5 @@ class Worker:
     def _bury(self) -> None:
         """Collect the dead. The kernel takes its time over namespaces, so the last few are left to the next time."""
         self._dying = [room for room in self._dying if room.bury(wait=False) is None]
-        while len(self._dying) > _MOST_DYING:
+        while len(self._dying) > self.most_dying:
             self._dying.pop(0).bury(wait=True)
-
-
-def _look(run: _Run) -> str | None:
-    """Look at both trees; return the limit that one of them has reached, or None."""
-    now = time.monotonic()
-    resting = True
-    for name, room in run.rooms.items():
-        before, usage = room.usage, room.look()
-        if usage is None:
-            continue
-        resting = resting and usage.resting and before is not None and usage.cpu == before.cpu
-        if usage.cpu > room.cpu_limit:
-            return f"{name} cpu"
-        if usage.memory > run.limits.memory:
-            return f"{name} memory"
-        if usage.tasks > run.limits.processes:
-            return f"{name} processes"
-    run.rested += now - run.looked if resting else 0.0
-    run.looked = now
-    return "rest" if run.rested > run.rest_limit else "wall" if now > run.deadline else None

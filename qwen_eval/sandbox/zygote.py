@@ -22,12 +22,14 @@ import importlib
 import os
 import signal
 import socket
+import tempfile
 import traceback
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from qwen_eval.sandbox import enclosure, kernel, room, stage, syscalls, wire, worker
+from qwen_eval.sandbox import enclosure, kernel, room, session_worker, stage, syscalls, wire, worker
 
 # What programs of coding benchmarks import; each is imported once here instead of once a program.
 # Not random or threading: what they do after every fork costs more than importing them where they are used.
@@ -98,6 +100,24 @@ def _make_namespaces() -> int | None:
 def _warm() -> None:
     for name in WARM:
         importlib.import_module(name)
+    _freeze()
+
+
+def _warm_session(session: Any, *, walls: bool) -> None:
+    """Make the shell that sessions start with, in a place that can be written to and is gone afterwards."""
+    if walls:
+        enclosure.mount_own()
+        session.warm(os.path.dirname(enclosure.HOME))
+        os.chdir("/")
+        kernel.detach("/tmp")
+        kernel.detach("/proc")
+    else:
+        with tempfile.TemporaryDirectory(prefix="qwen_eval-") as folder:
+            session.warm(folder)
+    _freeze()
+
+
+def _freeze() -> None:
     gc.collect()
     gc.freeze()  # what is here stays; collections in programs need not touch (and so copy) its pages
 
@@ -111,7 +131,8 @@ def _worker(control: socket.socket, others: list[socket.socket], settings: room.
         kernel.die_with_parent(signal.SIGKILL)
         kernel.unshare(kernel.CLONE_NEWNET)  # abstract sockets are shared within a network namespace
         settings = replace(settings, home=os.open("/proc/self/ns/pid", os.O_RDONLY))
-    worker.Worker(control, settings).serve()
+    kind = worker.Worker if settings.session is None else session_worker.SessionWorker
+    kind(control, settings).serve()
 
 
 def _fork_worker(index: int, controls: list[socket.socket], settings: room.Settings) -> int:
@@ -124,11 +145,21 @@ def _fork_worker(index: int, controls: list[socket.socket], settings: room.Setti
     return pid
 
 
+def _kill_orphans(workers: Container[int]) -> None:
+    """Kill what a worker that was killed has left: the kernel makes its rooms children of pid 1."""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            parent = int(Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()[1])
+            if parent == os.getpid() and int(name) not in workers:
+                os.kill(int(name), signal.SIGKILL)
+
+
 def _inside(boot: socket.socket, hello: dict[str, Any], controls: list[socket.socket], become: int | None) -> None:
     """Pid 1: build the root, warm up, keep the workers running until the harness closes their sockets."""
     walls = bool(hello["walls"])
+    session = importlib.import_module("qwen_eval.sandbox.session") if hello["distributions"] else None
     if walls:
-        enclosure.build_root(become)
+        enclosure.build_root(become, hello["distributions"])
         kernel.die_with_parent(signal.SIGKILL)  # after the change of user, which would undo it
         kernel.set_host_name("sandbox")
         Path("/proc/self/oom_score_adj").write_text(
@@ -138,13 +169,17 @@ def _inside(boot: socket.socket, hello: dict[str, Any], controls: list[socket.so
             kernel.unshare(kernel.CLONE_NEWCGROUP)  # only hides the name of the harness' control group
     sys.path.remove(sys.argv[1])
     stage.furnish(enclosure.HOME)
-    _warm()
+    if session is not None:
+        _warm_session(session, walls=walls)
+    else:
+        _warm()
     limits = enclosure.Limits()
     settings = room.Settings(
         limits=limits,
         process_limits=enclosure.process_limits(limits, walls=walls),
         walls=walls,
         instructions=syscalls.filter_for(kernel.MACHINE) if walls else b"",
+        session=session.run if session is not None else None,
     )
     _say(boot, ready=True)
     boot.close()
@@ -152,6 +187,8 @@ def _inside(boot: socket.socket, hello: dict[str, Any], controls: list[socket.so
     while running:
         pid, status = os.wait()
         index = running.pop(pid, None)
+        if walls and status != 0:
+            _kill_orphans(running)
         if (
             index is not None and status != 0
         ):  # killed, by a machine without memory for instance: the harness tries again

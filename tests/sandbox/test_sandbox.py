@@ -326,4 +326,4 @@ def test_an_interpreter_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPa
 
 
 def test_workers_are_the_processors_this_process_may_use() -> None:
-    assert host._usable_processors() == len(os.sched_getaffinity(0))
+    assert host.usable_processors() == len(os.sched_getaffinity(0))

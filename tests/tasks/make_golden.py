@@ -12,7 +12,7 @@ for name in ("golden_mini.json", "golden_real.json"):
     if not (HERE / name).exists():
         (HERE / name).write_text("{}")
 
-from test_prompts import prompts  # noqa: E402
+from test_prompts import prompts, unpinned  # noqa: E402
 
 from qwen_eval import registry  # noqa: E402
 from qwen_eval.data import find_dataset, mini_dataset  # noqa: E402
@@ -23,12 +23,15 @@ def main() -> None:
     golden: dict[str, dict[str, dict[str, object]]] = {"mini": {}, "real": {}}
     for name in files:
         entry = registry.load(name, files)
-        real = find_dataset(entry.task.data, tasks=entry.folder, data_dir=Path(os.environ["QWEN_EVAL_DATA"]))
+        folder = Path(os.environ["QWEN_EVAL_DATA"])
+        real = find_dataset(entry.task.data, tasks=entry.folder, data_dir=folder, network=False)
         mini = mini_dataset(entry.task.data, entry.folder)
         for protocol in entry.task.protocols:
             key = f"{name}@{protocol.name}"
             texts = prompts(entry, protocol.name, mini)
             golden["mini"][key] = {each: texts[each] for each in chosen(list(texts))}
+            if protocol.name in unpinned(entry):
+                continue
             texts = prompts(entry, protocol.name, real)
             golden["real"][key] = {
                 each: [len(texts[each]), hashlib.sha256(texts[each].encode()).hexdigest()]

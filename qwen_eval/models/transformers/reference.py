@@ -9,6 +9,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,7 @@ class ReferenceModel:
         self.long = own if setting is None else loading.with_setting(own, setting, self.kind, self.config)
         if self.kind != qwen1.KIND and self.long.rope != "plain":
             self.window = 1 << 30
+        self.repetition_penalty = _repetition_penalty(checkpoint.folder)
         self._auto_batch = AUTO_BATCH if kind == "cuda" else _rows_in_memory(self.config)
         template = self.tokenizer.template
         self.identity = Identity(
@@ -193,6 +195,10 @@ class ReferenceModel:
             blocks = list(self._blocks(request))
             return tuple(itertools.chain.from_iterable(blocks))
         return tuple(self.tokenizer.encode_prompt(request.prompt))
+
+    def pieces(self, text: str) -> tuple[str, ...]:
+        """Return the tokens of a text, each decoded on its own."""
+        return tuple(self.tokenizer.decode([token]) for token in self.tokenizer.encode(text, control=False))
 
     def forget(self) -> None:
         """Nothing is remembered from request to request."""
@@ -288,6 +294,7 @@ class ReferenceModel:
         """Give every row its next token; logits [rows, vocabulary]."""
         from qwen_eval.models.transformers.sampling import next_tokens
 
+        logits = self._penalised(rows, logits)
         samplings = [row.request.sampling for row in rows]
         # A draw follows from the request's seed and the token's place, so that no other row changes it.
         draws = [
@@ -297,6 +304,25 @@ class ReferenceModel:
         for row, token in zip(rows, next_tokens(logits, samplings, draws), strict=True):
             row.new.append(token)
         self._counters["new_tokens"] += len(rows)
+
+    def _penalised(self, rows: Sequence[Row], logits: "torch.Tensor") -> "torch.Tensor":
+        """Make what a row has seen or said less likely, where it asks for the checkpoint's own repetition penalty.
+
+        A positive logit is divided by it, a negative one multiplied (Keskar et al. 2019, section 4.1, as transformers
+        has it: tokens of the prompt count, and none twice).
+        """
+        import torch
+
+        asking = [index for index, row in enumerate(rows) if row.request.own_penalty and self.repetition_penalty != 1]
+        if not asking:
+            return logits
+        logits = logits.to(torch.float32, copy=True)
+        for index in asking:
+            seen = torch.tensor(sorted(set(rows[index].tokens)), device=logits.device)
+            value = logits[index, seen]
+            factor = self.repetition_penalty
+            logits[index, seen] = torch.where(value > 0, value / factor, value * factor)
+        return logits
 
     def _finished(self, row: Row) -> Generated | None:
         """Return the answer of a row that is done, else None."""
@@ -564,6 +590,17 @@ def _kind_and_length(item: tuple[int, Request]) -> tuple[str, int]:
     else:
         length = sum(len(turn.content) for turn in request.prompt.turns)
     return type(request).__name__, -length
+
+
+def _repetition_penalty(folder: Path) -> float:
+    """Return the repetition penalty of a checkpoint's generation configuration, 1 for none."""
+    import json
+
+    try:
+        found = json.loads((folder / "generation_config.json").read_text(encoding="utf-8")).get("repetition_penalty")
+    except (OSError, ValueError, AttributeError):
+        return 1.0
+    return float(found) if isinstance(found, int | float) and found > 0 else 1.0
 
 
 def left_cut(ids: list[int], cut: LeftCut | None) -> tuple[list[int], int]:

@@ -1,6 +1,9 @@
 """Prompts to token ids and back, exactly: markers typed by a user stay text, options are found in their context."""
 
+import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -74,7 +77,8 @@ class Tokenizer:
                 plain.append((place, prompt))
                 continue
             text = self.render(prompt)
-            if not any(marker in turn.content for turn in prompt.turns for marker in self.markers):
+            said = (prompt.begun, prompt.tools, *(turn.content for turn in prompt.turns))
+            if not any(marker in part for part in said for marker in self.markers):
                 # The usual case: one text, tokenized whole, as the model was trained on it.
                 whole.append((place, text))
             else:
@@ -140,35 +144,43 @@ class Tokenizer:
 
     def _conversation(self, prompt: Chat, turns: Sequence[Turn]) -> str:
         if prompt.form == "opencompass" and all(marker in self.markers for marker in CHATML_ENDS[:2]):
-            return opencompass_chatml(turns)
+            return opencompass_chatml(turns) + prompt.begun
         if self.template is None:
             raise UsageError(
                 "this protocol is a conversation, and the model has no chat template.\n"
                 "Next: choose a base protocol (--base), or put a chat_template.jinja into the checkpoint folder."
             )
-        return self._apply(turns, add_generation_prompt=True)
+        return self._apply(turns, add_generation_prompt=True, tools=prompt.tools) + prompt.begun
 
     def _parts(self, prompt: Chat, text: str) -> list[tuple[str, bool]]:
-        """Tell the template's text (True: its markers are control tokens) from what the turns say (False)."""
+        """Tell the template's text (True: its markers are control tokens) from what is said in it (False).
+
+        That is the contents of the turns, what the assistant has begun, and every text in the declared tools.
+        """
         # The same conversation with a place holder for each content shows where the contents are.
         places = [Turn(turn.role, f"\ue000{index}\ue001") for index, turn in enumerate(prompt.turns)]
-        skeleton = self._conversation(prompt, places)
+        skeleton = self._conversation(replace(prompt, begun=""), places)
         contents = [turn.content for turn in prompt.turns]
         parts = _filled(skeleton, places, contents)
-        if "".join(part for part, _ in parts) != text:  # a template that strips what it is given
+        begun = [(prompt.begun, False)] if prompt.begun else []
+        if "".join(part for part, _ in (*parts, *begun)) != text:  # a template that strips what it is given
             parts = _filled(skeleton, places, [content.strip() for content in contents])
-        return parts
+        if any(marker in prompt.tools for marker in self.markers):
+            # A marker in the description of a tool is text, too; the template writes it into its own.
+            parts = [piece for part, control in parts for piece in _outside(part, prompt.tools, self.markers, control)]
+        return [*parts, *begun]
 
-    def _apply(self, turns: Sequence[Turn], *, add_generation_prompt: bool) -> str:
+    def _apply(self, turns: Sequence[Turn], *, add_generation_prompt: bool, tools: str = "") -> str:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        declared = {"tools": json.loads(tools)} if tools else {}
         try:
             text: str = self.inner.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **declared
             )
         except Exception as error:  # a template raises whatever its author wrote
             if turns and turns[0].role == "system":
                 # Templates without a system role (Gemma's, for one) refuse it; the turn is left out.
-                return self._apply(turns[1:], add_generation_prompt=add_generation_prompt)
+                return self._apply(turns[1:], add_generation_prompt=add_generation_prompt, tools=tools)
             raise ModelError(f"The chat template cannot render this conversation ({error}).") from error
         return text
 
@@ -178,8 +190,6 @@ class Tokenizer:
 
     def _end_tokens(self, folder: Path) -> frozenset[int]:
         """Every id that ends an answer: of the generation config, the model config and the tokenizer."""
-        import json
-
         ends: set[int] = set()
         for name in ("generation_config.json", "config.json"):
             try:
@@ -213,6 +223,26 @@ def _filled(skeleton: str, places: Sequence[Turn], contents: Sequence[str]) -> l
             parts += [(before, True), (content, False)]
             skeleton = rest
     return [*parts, (skeleton, True)]
+
+
+def _outside(part: str, tools: str, markers: Sequence[str], control: bool) -> list[tuple[str, bool]]:
+    """Cut what the declared tools say, wherever it contains a marker, out of a template's text."""
+    texts = [text for text in _strings(json.loads(tools)) if any(marker in text for marker in markers)]
+    forms = {
+        form for text in texts for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
+    }
+    if not control or not forms:
+        return [(part, control)]
+    pieces = re.split(f"({'|'.join(map(re.escape, sorted(forms, key=len, reverse=True)))})", part)
+    return [(piece, piece not in forms) for piece in pieces if piece]
+
+
+def _strings(value: Any) -> list[str]:
+    """Return every text in a JSON value, names of fields included."""
+    if isinstance(value, str):
+        return [value]
+    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [text for each in inner for text in _strings(each)]
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
