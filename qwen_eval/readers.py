@@ -19,6 +19,7 @@ from qwen_eval.errors import DataError
 __all__ = ["read_csv", "read_json_examples", "read_json_lines", "read_text"]
 
 Values = Mapping[str, Sequence[str]]
+_PACKED = {".gz": "gzip", ".xz": "xz"}
 _UNPACK: Mapping[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".xz": lzma.decompress}
 
 
@@ -33,7 +34,7 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise DataError(f"{path}: this file is missing.") from None
     except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"{path}: expected a whole {path.suffix[1:]} file ({error}).") from None
+        raise DataError(f"{path}: expected a whole {_PACKED[path.suffix]} file ({error}).") from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(

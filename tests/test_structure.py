@@ -40,6 +40,8 @@ MAY_IMPORT = {
     "qwen_eval.paired": {"qwen_eval.errors", "qwen_eval.results", "qwen_eval.stats"},
     "qwen_eval.gating": {"qwen_eval.errors", "qwen_eval.paired", "qwen_eval.stats"},
     "qwen_eval.report": set(),
+    "qwen_eval.report.tables": {"qwen_eval.report.perplexity"},
+    "qwen_eval.report.plots": {"qwen_eval.errors", "qwen_eval.report.perplexity"},
     "qwen_eval.report.verdict": {"qwen_eval.gating", "qwen_eval.paired", "qwen_eval.report.tables", "qwen_eval.stats"},
     "qwen_eval.report.models": {"qwen_eval.report.comparison", "qwen_eval.report.tables"},
     "qwen_eval.report.comparison": {"qwen_eval.report.tables", "qwen_eval.reported"},

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qwen_eval.report import perplexity
+from qwen_eval.report.perplexity import by_length, long, notes
 
 __all__ = ["BY", "FORMATS", "draw", "results"]
 
@@ -33,9 +33,9 @@ def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: s
     lengthwise = [each for each in metrics if "perplexity" in each]
     metrics = [each for each in metrics if "perplexity" not in each]
     if format == "csv":
-        return draw([*_long(metrics), *(row for each in lengthwise for row in perplexity.long(each))], format)
-    parts = [draw(rows, format) for rows in perplexity.by_length(lengthwise)]
-    parts += perplexity.notes(lengthwise) if format != "latex" else []
+        return draw([*_long(metrics), *(row for each in lengthwise for row in long(each))], format)
+    parts = [draw(rows, format) for rows in by_length(lengthwise)]
+    parts += notes(lengthwise) if format != "latex" else []
     return "\n\n".join([*_scores(metrics, format, by), *parts])
 
 
