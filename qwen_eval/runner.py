@@ -40,7 +40,7 @@ from qwen_eval.task import (
 if TYPE_CHECKING:
     from qwen_eval.sandbox import Outcome, Program, Sandbox, Seen, Sessions, Step
 
-__all__ = ["Helpers", "Stop", "executed", "observed", "program_of", "run", "step_of", "stop_on_signal"]
+__all__ = ["Helpers", "Stop", "answer_of", "program_of", "run", "step_of", "stop_on_signal"]
 
 CHUNK = 256
 """Samples that a deterministic run asks together, with all their repeats. More of them fill batches better and share
@@ -294,7 +294,7 @@ class _Session:
                 continue
             for ticket, said in helper.collect(timeout=patience):
                 if ticket in self.elsewhere:
-                    yield ticket, _answer(self.elsewhere.pop(ticket), said)
+                    yield ticket, answer_of(self.elsewhere.pop(ticket), said)
 
     def finish(self, ticket: int, each: _Running, answer: Answer) -> None:
         """Score a sample whose dialogue is over."""
@@ -345,7 +345,7 @@ class _Session:
             self.advance(ticket, each, answer)
 
 
-def _answer(request: Execute | Cell | Judge, said: Any) -> Answer | Failed:
+def answer_of(request: Execute | Cell | Judge, said: Any) -> Answer | Failed:
     """Return what a helper said as an answer."""
     if isinstance(said, Failed):
         return said

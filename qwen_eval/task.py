@@ -360,7 +360,8 @@ class SplitSpec:
     column. Columns in `structured` hold something else than text (lists, numbers) and become its JSON text; an
     `optional` column that a JSON row lacks is "". `part` keeps only those rows of the file whose column is a number in
     a range. `texts` is a column that names a text file beside it, which is read into the column `text`. `mini` is the
-    file of the small set where that is called otherwise.
+    file of the small set where that is called otherwise. `groups` are those of the dataset's groups that have such a
+    file, where not all have. `lines` says that a file called .json has one object a line.
 
     A split whose official size was never published has `rows` 0 and no `fingerprint`: nothing is pinned, and results
     name what was read.
@@ -377,6 +378,8 @@ class SplitSpec:
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     structured: tuple[str, ...] = ()
     part: tuple[str, range] | None = None
+    groups: tuple[str, ...] = ()
+    lines: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ A row has a question and a worked solution that ends in the answer:
     question  Ann buys 3 bags of 4 apples. How many apples has she?
     answer    She has 3*4=<<3*4=12>>12 apples.⏎#### 12
 
-Seven protocols (prompts as published; EVALUATION.md says by whom) and nine rules over the same output
+Eight protocols (prompts as published; EVALUATION.md says by whom) and nine rules over the same output
 (`qwen_eval/scorers/numbers.py`). Score: accuracy over the 1,319 test items.
 """
 
@@ -13,10 +13,11 @@ import random
 import re
 from collections.abc import Callable, Sequence
 
-from qwen_eval import prompts
+from qwen_eval import code_interpreter, prompts
 from qwen_eval.scorers import numbers
 from qwen_eval.task import (
     DatasetSpec,
+    Dialogue,
     Generate,
     Hub,
     Protocol,
@@ -165,6 +166,11 @@ def lm_eval_cot(dataset: Rows, shots: int) -> Callable[[Sample], Generate]:
     return lambda sample: Generate(prompt=f"{shown}Q: {sample.row['question']}\nA:", stops=("Q:", *LM_EVAL_ENDS))
 
 
+def with_interpreter(dataset: Rows, shots: int) -> Callable[[Sample], Dialogue]:
+    """Qwen-Agent's code interpreter: the bare question, at most three steps of a Python session."""
+    return lambda sample: code_interpreter.converse(code_interpreter.item(sample.row["question"]), limit=3)
+
+
 TASK = Task(
     name="gsm8k",
     title="GSM8K",
@@ -237,6 +243,16 @@ TASK = Task(
             rule="lm-eval-cot-strict",
             build=lm_eval_cot,
             about="lm-evaluation-harness gsm8k_cot: the eight chain-of-thought exemplars of Wei et al.",
+        ),
+        Protocol(
+            name="code-interpreter",
+            chat=True,
+            shots=0,
+            shots_allowed=range(1),
+            rule="interpreter",
+            build=with_interpreter,
+            about="Qwen-Agent's code interpreter: ReAct with a Python session, last number of the whole transcript",
+            sessions=True,
         ),
     ),
 )

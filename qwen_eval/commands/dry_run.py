@@ -31,8 +31,9 @@ def print_dry_run(planned: Sequence["Planned"], format: str) -> None:
                 **({"Model": asked.name} if len(planned) > 1 else {}),
                 "Shots": plan.shots,
                 "Items": f"{len(plan.samples):,} of {plan.total:,}" + (f" x {plan.repeats}" * (plan.repeats > 1)),
-                "Prompt tokens": f"{sum(map(len, prompts)) * plan.repeats:,}",
-                "Sharing prefixes": f"{shared_length(prompts):,}",
+                # An endpoint keeps its tokens to itself.
+                "Prompt tokens": f"{sum(map(len, prompts)) * plan.repeats:,}" if any(prompts) else "unknown",
+                "Sharing prefixes": f"{shared_length(prompts):,}" if any(prompts) else "unknown",
                 "Detectable difference": f"{100 * detectable_difference(len(plan.samples)):.1f} points",
             }
         )

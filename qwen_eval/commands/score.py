@@ -133,7 +133,7 @@ def _run_code(
     from tqdm import tqdm
 
     from qwen_eval import sandbox
-    from qwen_eval.runner import executed, observed, program_of, step_of
+    from qwen_eval.runner import answer_of, program_of, step_of
 
     wanted = [
         (output, request)
@@ -154,7 +154,7 @@ def _run_code(
             while box and (outcomes := box.collect()):
                 for ticket, outcome in outcomes:
                     output, request = wanted[ticket]
-                    answer = executed(request, outcome) if isinstance(request, Execute) else observed(request, outcome)
+                    answer = answer_of(request, outcome)
                     if isinstance(answer, Failed):
                         raise IncompleteError(f"{output.place['id']}: its code could not be run ({answer.reason}).")
                     output.answers.append(answer)

@@ -10,7 +10,7 @@ from qwen_eval import registry
 from qwen_eval.commands.options import data_dir, include_path, option
 from qwen_eval.data import Dataset, find_dataset, mini_folder, package_folder, present_folder
 from qwen_eval.errors import UsageError
-from qwen_eval.fetch import host
+from qwen_eval.fetch import host, wheel_file
 from qwen_eval.paths import home
 from qwen_eval.prompts import as_text
 from qwen_eval.registry import Entry
@@ -43,7 +43,7 @@ def tasks(ctx: click.Context, data_dir: Path | None, include_path: Sequence[Path
 def source(entry: Entry, data_dir: Path | None) -> str:
     """Return where a task's data would come from now, without looking at the network."""
     for root in (data_dir, home() / "data"):
-        found = present_folder(entry.task.data, root) if root else None
+        found = (present_folder(entry.task.data, root) or wheel_file(entry.task.data, root)) if root else None
         if found:
             return str(found)
     packaged = package_folder(entry.task.data)

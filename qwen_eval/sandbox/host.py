@@ -18,6 +18,7 @@ from typing import Any, Final, Self
 
 from qwen_eval.errors import SandboxError, UsageError
 from qwen_eval.sandbox import wire
+from qwen_eval.sandbox.control import Control
 from qwen_eval.sandbox.launch import launch
 from qwen_eval.sandbox.program import Outcome, Program, read_test
 from qwen_eval.sandbox.verdict import Report, from_official, from_split
@@ -145,15 +146,14 @@ class _Worker(threading.Thread):
         judge: str,
     ) -> None:
         super().__init__(name="sandbox", daemon=True)
-        self._control = control
+        self._control = Control(control)
         self._waiting = waiting
         self._ready = ready
         self._judge = judge
 
     def stop(self) -> None:
         """Hang up: the worker process ends, and with it what it runs."""
-        with contextlib.suppress(OSError):
-            self._control.shutdown(socket.SHUT_RDWR)
+        self._control.hang_up()
 
     def run(self) -> None:
         while (item := self._waiting.get()) is not None:
@@ -208,7 +208,7 @@ class _Worker(threading.Thread):
         with source, verdict:
             with their_source, their_verdict:
                 try:
-                    wire.send_job(self._control, job, [their_source.fileno(), their_verdict.fileno()])
+                    self._control.send(job, [their_source.fileno(), their_verdict.fileno()])
                 except wire.BrokenWire:
                     return Report(end="broken")
             with contextlib.suppress(wire.BrokenWire):  # whoever does not read it has ended, and the report says why
@@ -217,10 +217,12 @@ class _Worker(threading.Thread):
             with contextlib.suppress(wire.BrokenWire):
                 for message in to_judge:
                     wire.send_json(verdict, message)
-            try:
-                said, _ = wire.receive_job(self._control)
-            except wire.BrokenWire:
-                return Report(end="broken")
+            said = None
+            while said is None:
+                try:
+                    said = self._control.receive()
+                except wire.BrokenWire:
+                    return Report(end="broken")
             return Report.of(said, _verdict(verdict))
 
 

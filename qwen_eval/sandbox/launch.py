@@ -78,6 +78,10 @@ def _read(path: str) -> str:
 def _explain(answer: Mapping[str, Any]) -> str:
     """Say what is missing, by what the machine says of itself."""
     first = f"No sandbox: {answer.get('error')} ({answer.get('stage')})."
+    if str(answer.get("error")).startswith("ModuleNotFoundError"):
+        return (
+            f"{first}\nSessions need libraries that this Python does not have.\nNext: pip install ipython seaborn sympy"
+        )
     contained = os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv")
     if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" and os.geteuid() != 0:
         why = "Ubuntu's AppArmor keeps user namespaces from ordinary programs."

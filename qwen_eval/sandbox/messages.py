@@ -8,7 +8,19 @@ import base64
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["END", "KINDS", "LONGEST", "MOST_BYTES", "MOST_IMAGES", "MOST_TEXT", "PNG", "pack", "read"]
+__all__ = [
+    "END",
+    "KINDS",
+    "LONGEST",
+    "LONGEST_ERROR",
+    "MOST_BYTES",
+    "MOST_IMAGES",
+    "MOST_MESSAGES",
+    "MOST_TEXT",
+    "PNG",
+    "pack",
+    "read",
+]
 
 KINDS: Final = {b"o": "stdout", b"e": "stderr", b"r": "execute_result", b"x": "error", b"i": "image"}
 END: Final = b"."  # the step is over; its text says how
@@ -17,6 +29,7 @@ PNG: Final = b"\x89PNG\r\n\x1a\n"
 MOST_TEXT: Final = 1 << 20  # bytes of text that are kept of one step; of an error besides, as many as LONGEST_ERROR
 LONGEST_ERROR: Final = 1 << 17
 MOST_IMAGES: Final = 20
+MOST_MESSAGES: Final = 20_000
 LONGEST: Final = 4 << 20  # bytes of one image
 MOST_BYTES: Final = 96 << 20  # of all that one step says; nobody who keeps to the limits above comes near
 
@@ -50,10 +63,10 @@ def _parts(data: bytes | bytearray) -> tuple[Sequence[tuple[bytes, bytes]], str 
     """Cut the bytes up, up to the end of the step or the first that is no message."""
     parts: list[tuple[bytes, bytearray]] = []
     place = 0
-    while place + 9 <= len(data):
+    for _ in range(2 * MOST_MESSAGES):
         size = int.from_bytes(data[place : place + 8], "little")
         kind, content = bytes(data[place + 8 : place + 9]), data[place + 9 : place + 8 + size]
-        if size == 0 or place + 8 + size > len(data) or (kind not in KINDS and kind != END):
+        if size == 0 or not kind or place + 8 + size > len(data) or (kind not in KINDS and kind != END):
             break
         place += 8 + size
         if kind == END:

@@ -69,7 +69,7 @@ class Recorder:
     def start(self) -> None:
         """Begin a step."""
         self._kind, self._pending = b"", bytearray()
-        self._texts = self._images = 0
+        self._texts = self._images = self._sent = 0
         self._cut: set[str] = set()
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -113,6 +113,9 @@ class Recorder:
                 self._cut.add(f"Only {messages.MOST_TEXT >> 20} MiB of output are kept of a step.")
                 content = content[: max(0, room)]
             self._texts += len(content)
+        if self._sent >= messages.MOST_MESSAGES and kind != b"x":
+            self._cut.add(f"Only {messages.MOST_MESSAGES} pieces of output are kept of a step.")
+            return
         if kind != self._kind or kind not in self._files:
             self._flush()
         self._kind = kind
@@ -123,6 +126,7 @@ class Recorder:
     def _flush(self) -> None:
         if self._pending and self._wire is not None:
             self._wire.sendall(messages.pack(self._kind, self._pending))
+            self._sent += 1
         self._pending.clear()
 
     def drain(self) -> None:
@@ -291,7 +295,7 @@ def run(wire_end: socket.socket, line: socket.socket) -> None:
     if folder != os.environ["HOME"]:  # without walls every session has another folder
         sys.path[0] = os.environ["HOME"] = os.environ["TMPDIR"] = folder
         os.environ |= {"MPLCONFIGDIR": f"{folder}/.config/matplotlib", "IPYTHONDIR": f"{folder}/.ipython"}
-    for name in wire.receive_json(wire_end)["files"]:
+    for name in wire.receive_json(wire_end):
         content = wire.receive(wire_end)
         with open(os.path.join(folder, name), "xb") as file:
             file.write(content)
@@ -304,7 +308,11 @@ def run(wire_end: socket.socket, line: socket.socket) -> None:
         line.send(b"done")
         code = wire.receive(wire_end).decode("utf-8", "surrogatepass")
         recorder.start()
-        end = _execute(shell, code)
+        try:
+            end = _execute(shell, code)
+        except KeyboardInterrupt:  # it came when the step had ended
+            end = "error"
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if os.getpid() != process:
             os._exit(0)
 
@@ -324,7 +332,6 @@ def _execute(shell: _Shell, code: str) -> str:
         good = False
         with contextlib.suppress(BaseException):
             recorder.add(b"x", _bytes(f"{type(error).__name__}: {error}"))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(Exception):
         recorder.drain()
     return "ok" if good else "error"

@@ -6,6 +6,7 @@ steps before. So there are a few seats, each with at most one live session, and 
 """
 
 import contextlib
+import json
 import queue
 import select
 import socket
@@ -18,6 +19,7 @@ from typing import Any, Final, Self
 
 from qwen_eval.errors import SandboxError, UsageError
 from qwen_eval.sandbox import messages, wire
+from qwen_eval.sandbox.control import Control
 from qwen_eval.sandbox.host import usable_processors
 from qwen_eval.sandbox.launch import launch
 
@@ -156,7 +158,7 @@ class Sessions:
             self._waiting.clear()
             self._change.notify_all()
         for seat in self._seats:
-            seat.hang_up()
+            seat.control.hang_up()
         try:
             self._process.wait(timeout=5)
         except Exception:
@@ -259,28 +261,19 @@ class Sessions:
 class _Seat:
     """The harness' end of one worker process, and what is known of its session."""
 
-    def __init__(self, control: socket.socket) -> None:
-        self.control = control
+    def __init__(self, wire_end: socket.socket) -> None:
+        self.control = Control(wire_end)
         self.key: int | None = None
-        self.over = False
+        self.over = False  # nobody needs the session any more
         self.memory = 0
         self._done: tuple[str, ...] = ()
         self._files: tuple[tuple[str, bytes], ...] = ()
         self._wire: socket.socket | None = None
 
-    def hang_up(self) -> None:
-        """End the worker process, and with it the session."""
-        with contextlib.suppress(OSError):
-            self.control.shutdown(socket.SHUT_RDWR)
-
     def end(self) -> None:
         """End the session."""
         self._forget()
-        try:
-            wire.send_job(self.control, {"do": "end"}, [])
-            wire.receive_job(self.control)
-        except wire.BrokenWire:
-            return  # it has ended before
+        self._do({"do": "end"}, b"")
 
     def _forget(self) -> None:
         if self._wire is not None:
@@ -289,102 +282,92 @@ class _Seat:
 
     def run(self, step: Step) -> Seen:
         """Run a step, in a new session where this seat's is another; once more where the worker was lost with it."""
-        for _ in range(2):
-            report, seen = self._attempt(step)
-            if report != "lost":
-                break
-            self._forget()
-        return seen
+        end, seen = self._attempt(step)
+        return self._attempt(step)[1] if end in ("lost", "none") else seen
 
     def _attempt(self, step: Step) -> tuple[str, Seen]:
         """Run a step; return how the worker's last job ended as well."""
         if self._wire is None or (self.key, self._done, self._files) != (step.key, step.before, step.files):
-            report, seen = self._begin(step)
-            if report != "done":
-                return report, Seen(messages=(), end=seen.end if seen.end.startswith("failed") else _not_begun(report))
+            end, seen = self._begin(step)
+            if self._wire is None:
+                why = seen.end if seen.end.startswith("failed: ") else f"failed: the session did not begin ({end})"
+                return end, Seen(messages=(), end=why)
             for code in step.before:
-                report, seen = self._step(code, step.timeout)
+                end, seen = self._step(code, step.timeout)
                 if self._wire is None:  # it ended here when it ran first, too
-                    end = "died" if seen.end in ("ok", "error") else seen.end
-                    return report, Seen(messages=(), end=end)
+                    return end, Seen(messages=(), end="died" if seen.end in ("ok", "error") else seen.end)
         return self._step(step.code, step.timeout)
 
     def _begin(self, step: Step) -> tuple[str, Seen]:
         """Make a new session with the item's files in it."""
         self._forget()
         self._wire, theirs = socket.socketpair()
+        self._wire.setblocking(False)
         self.key, self._done, self._files = step.key, (), step.files
+        parts = [json.dumps([name for name, _ in step.files]).encode(), *(content for _, content in step.files)]
         with theirs:
-            sent = self._send({"do": "begin", "timeout": STARTING}, [theirs.fileno()])
-        if sent:
-            with contextlib.suppress(wire.BrokenWire):
-                wire.send_json(self._wire, {"files": [name for name, _ in step.files]})
-                for _, content in step.files:
-                    wire.send(self._wire, content)
-        return self._wait(sent)
+            return self._do({"do": "begin", "timeout": STARTING}, wire.framed(*parts), [theirs.fileno()])
 
     def _step(self, code: str, timeout: float) -> tuple[str, Seen]:
         """Run one step in the live session."""
-        sent = self._send({"do": "step", "timeout": timeout}, [])
-        if sent and self._wire is not None:
-            with contextlib.suppress(wire.BrokenWire):
-                wire.send(self._wire, code.encode("utf-8", "surrogatepass"))
         self._done += (code,)
-        return self._wait(sent)
+        return self._do({"do": "step", "timeout": timeout}, wire.framed(code.encode("utf-8", "surrogatepass")))
 
-    def _send(self, job: dict[str, Any], descriptors: list[int]) -> bool:
+    def _do(self, job: dict[str, Any], sent: bytes, descriptors: Sequence[int] = ()) -> tuple[str, Seen]:
+        """Have the worker do a job; return how it ended, and what the session said meanwhile."""
         try:
-            wire.send_job(self.control, job, descriptors)
+            self.control.send(job, list(descriptors))
+            data, report = self._exchange(sent)
         except wire.BrokenWire:
-            return False
-        return True
-
-    def _wait(self, sent: bool) -> tuple[str, Seen]:
-        """Read what the session says until the worker says how the job has ended."""
-        data = bytearray()
-        report: dict[str, Any] = {"end": "broken"}
-        if sent:
-            data, report = self._read()
+            data, report = bytearray(), {"end": "broken"}
         end = str(report["end"])
         found, said = messages.read(data)
-        if end in _FAILED:
-            seen = Seen(messages=(), end=_FAILED[end])
-        elif end == "setup":
-            seen = Seen(messages=(), end=f"failed: no room for the session: {report['setup']}")
+        if end in _FAILED or end == "setup":
+            seen = Seen(messages=(), end=_FAILED.get(end) or f"failed: no room for the session: {report['setup']}")
         else:
             seen = Seen(messages=tuple(found), end=_ENDS.get(end) or said or "died")
-        self.memory = int(report.get("memory", 0))
-        if not report.get("alive") or (end == "done" and said is None):
-            over = self.over
+        alive = bool(report.get("alive"))
+        if not alive or (end == "done" and said is None):
             self._forget()
-            self.over = over
+            self.over = alive  # the process is there, but has lost its tongue
+        else:
+            self.memory = int(report["memory"])
         return end, seen
 
-    def _read(self) -> tuple[bytearray, dict[str, Any]]:
-        """Collect bytes from the session while the worker is busy; one that says too much is cut off."""
-        data = bytearray()
-        session = self._wire
+    def _exchange(self, sent: bytes) -> tuple[bytearray, dict[str, Any]]:
+        """Send bytes to the session and collect what it says, until the worker reports.
+
+        All at once: a session may neither read nor say anything, or say it is done without having read. One that says
+        too much is cut off.
+        """
+        session, data, rest = self._wire, bytearray(), memoryview(sent)
+        poll = select.poll()
+        poll.register(self.control, select.POLLIN)
+        if session is not None:
+            poll.register(session, select.POLLIN | select.POLLOUT)
         while True:
-            ready = select.select([self.control] if session is None else [self.control, session], [], [])[0]
-            if session is not None and session in ready:
-                piece = _receive(session)
-                data += piece
-                if not piece or len(data) > messages.MOST_BYTES:
-                    session.shutdown(socket.SHUT_RDWR) if piece else None
-                    session = None
-            elif self.control in ready:
+            ready = dict(poll.poll())
+            if session is not None and session.fileno() in ready:
                 try:
-                    return data, wire.receive_job(self.control)[0]
-                except wire.BrokenWire:
-                    return data, {"end": "broken"}
+                    rest = _talk(session, data, rest, hears=bool(ready[session.fileno()] & ~select.POLLOUT))
+                except ConnectionError:
+                    poll.unregister(session)
+                    session.close()
+                    session = None
+                else:
+                    poll.modify(session, select.POLLIN | (select.POLLOUT if rest else 0))
+            elif self.control.fileno() in ready and (report := self.control.receive()) is not None:
+                return data, report
 
 
-def _receive(wire_end: socket.socket) -> bytes:
-    try:
-        return wire_end.recv(1 << 20)
-    except OSError:
-        return b""
-
-
-def _not_begun(report: str) -> str:
-    return f"failed: the session did not begin ({report})"
+def _talk(session: socket.socket, data: bytearray, rest: memoryview, *, hears: bool) -> memoryview:
+    """Read and send what is possible at once; return what is still to be sent. ConnectionError at the end."""
+    with contextlib.suppress(BlockingIOError):
+        if hears:
+            piece = session.recv(1 << 20)
+            data += piece
+            if not piece or len(data) > messages.MOST_BYTES:
+                raise ConnectionError
+        if rest:
+            return rest[session.send(rest[: 1 << 20]) :]
+    return rest

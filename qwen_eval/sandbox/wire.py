@@ -6,7 +6,18 @@ import os
 import socket
 from typing import Any, Final
 
-__all__ = ["LONGEST", "BrokenWire", "receive", "receive_job", "receive_json", "send", "send_job", "send_json"]
+__all__ = [
+    "LONGEST",
+    "MOST_DESCRIPTORS",
+    "BrokenWire",
+    "framed",
+    "receive",
+    "receive_job",
+    "receive_json",
+    "send",
+    "send_job",
+    "send_json",
+]
 
 LONGEST: Final = 512 << 20  # bytes of one message; more is refused by whoever receives it
 MOST_DESCRIPTORS: Final = 253  # the kernel's limit for one message
@@ -15,6 +26,11 @@ _PIECE: Final = 1 << 20
 
 class BrokenWire(Exception):
     """The other side is gone, or sent what is not a message."""
+
+
+def framed(*parts: bytes) -> bytes:
+    """Return messages as the bytes that `send` would send."""
+    return b"".join(piece for part in parts for piece in (len(part).to_bytes(8, "little"), part))
 
 
 def send(wire: socket.socket, message: bytes | bytearray) -> None:

@@ -71,7 +71,7 @@ class Worker:
             while True:
                 job, descriptors = receive_job(self._control)
                 report = self._do(job, [socket.socket(fileno=descriptor) for descriptor in descriptors])
-                send_job(self._control, report, [])
+                send_job(self._control, report | {"number": job["number"]}, [])
                 self._bury()
         except BrokenWire:
             self._close(self._idle())

@@ -4,15 +4,17 @@
 
     first_action(text), last_action(text)     which tool is called, and the text that it is given
     read_json5(text), normalised(text)        that text as data, and written in one way
+    listed_tools(prompt)                      the names that an action may have
 
-Both readers are published ones with their quirks; a reply is only text to them, whatever it means.
+The readers of actions are published ones with their quirks: a reply is only text to them, whatever it means.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["Action", "first_action", "last_action", "normalised", "read_json5", "written"]
+__all__ = ["LONGEST", "Action", "first_action", "last_action", "listed_tools", "normalised", "read_json5", "written"]
 
 LONGEST: Final = 10_000
 """Characters of the longest input that is read: many times what 512 new tokens hold, and 0.3 s of json5 at worst."""
@@ -55,14 +57,23 @@ def last_action(text: str) -> Action | None:
     )
 
 
-def read_json5(text: str) -> Any:
-    """Return what a JSON5 text says. Raises ValueError where it is none, nested too deeply or too long."""
+def listed_tools(prompt: str) -> tuple[str, ...]:
+    """Return the names that a ReAct prompt lists for its actions; () where it lists none."""
+    found = re.search(r"\nAction: the action to take, should be one of \[([^\n]*)\]\n", prompt)
+    return tuple(name.strip() for name in found[1].split(",")) if found else ()
+
+
+def read_json5(text: str, *, whole: bool = True) -> Any:
+    """Return what a JSON5 text says, or what it begins with where it need not be the `whole`.
+
+    Raises ValueError where it is none, nested too deeply or too long.
+    """
     import json5
 
     if len(text) > LONGEST:
         raise ValueError(f"expected at most {LONGEST:,} characters, found {len(text):,}")
     try:
-        return json5.loads(text)
+        return json5.loads(text, consume_trailing=whole)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -157,18 +157,24 @@ class Tokenizer:
 
         That is the contents of the turns, what the assistant has begun, and every text in the declared tools.
         """
-        # The same conversation with a place holder for each content shows where the contents are.
+        # The same conversation with a place holder for each of them shows where they are.
         places = [Turn(turn.role, f"\ue000{index}\ue001") for index, turn in enumerate(prompt.turns)]
-        skeleton = self._conversation(replace(prompt, begun=""), places)
+        declared = [each for each in _strings(prompt.tools) if any(marker in each for marker in self.markers)]
+        skeleton = self._conversation(replace(prompt, tools=_masked(prompt.tools, declared), begun=""), places)
         contents = [turn.content for turn in prompt.turns]
-        parts = _filled(skeleton, places, contents)
         begun = [(prompt.begun, False)] if prompt.begun else []
-        if "".join(part for part, _ in (*parts, *begun)) != text:  # a template that strips what it is given
-            parts = _filled(skeleton, places, [content.strip() for content in contents])
-        if any(marker in prompt.tools for marker in self.markers):
-            # A marker in the description of a tool is text, too; the template writes it into its own.
-            parts = [piece for part, control in parts for piece in _outside(part, prompt.tools, self.markers, control)]
-        return [*parts, *begun]
+        parts: list[tuple[str, bool]] = []
+        for said in (contents, [content.strip() for content in contents]):  # a template may strip what it is given
+            for written in WRITINGS if declared else WRITINGS[:1]:
+                fillings = [written(each) for each in declared]
+                parts = [
+                    piece
+                    for part, control in _filled(skeleton, places, said)
+                    for piece in (_unmasked(part, fillings) if control else [(part, False)])
+                ] + begun
+                if "".join(part for part, _ in parts) == text:
+                    return parts
+        return parts
 
     def _apply(self, turns: Sequence[Turn], *, add_generation_prompt: bool, tools: str = "") -> str:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
@@ -225,24 +231,45 @@ def _filled(skeleton: str, places: Sequence[Turn], contents: Sequence[str]) -> l
     return [*parts, (skeleton, True)]
 
 
-def _outside(part: str, tools: str, markers: Sequence[str], control: bool) -> list[tuple[str, bool]]:
-    """Cut what the declared tools say, wherever it contains a marker, out of a template's text."""
-    texts = [text for text in _strings(json.loads(tools)) if any(marker in text for marker in markers)]
-    forms = {
-        form for text in texts for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
-    }
-    if not control or not forms:
-        return [(part, control)]
-    pieces = re.split(f"({'|'.join(map(re.escape, sorted(forms, key=len, reverse=True)))})", part)
-    return [(piece, piece not in forms) for piece in pieces if piece]
+WRITINGS: tuple[Callable[[str], str], ...] = (
+    lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+    lambda text: json.dumps(text)[1:-1],
+    lambda text: text,
+)
+"""How a template may write a text of a declared tool: most write JSON."""
 
 
-def _strings(value: Any) -> list[str]:
-    """Return every text in a JSON value, names of fields included."""
-    if isinstance(value, str):
-        return [value]
-    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
-    return [text for each in inner for text in _strings(each)]
+def _masked(tools: str, texts: Sequence[str]) -> str:
+    """Return the JSON of declared tools with a place holder for each of the texts, names of fields included."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {walk(name): walk(each) for name, each in value.items()}
+        if isinstance(value, list):
+            return [walk(each) for each in value]
+        return f"\ue002{texts.index(value)}\ue003" if value in texts else value
+
+    return json.dumps(walk(json.loads(tools)), ensure_ascii=False) if texts else tools
+
+
+def _unmasked(part: str, fillings: Sequence[str]) -> list[tuple[str, bool]]:
+    """Put texts in the places that `_masked` has made; they are no control tokens, what is around them may be."""
+    pieces = re.split("\ue002([0-9]+)\ue003", part)
+    filled = [(fillings[int(piece)], False) if at % 2 else (piece, True) for at, piece in enumerate(pieces)]
+    return [piece for piece in filled if piece[0]]
+
+
+def _strings(tools: str) -> list[str]:
+    """Return every text in the JSON of declared tools, names of fields included, each once."""
+    found: dict[str, None] = {}
+    waiting: list[Any] = [json.loads(tools)] if tools else []
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            found[value] = None
+        elif isinstance(value, dict | list):
+            waiting += [*value, *value.values()] if isinstance(value, dict) else value
+    return list(found)
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
