@@ -30,6 +30,16 @@ EARLIER_NAMES = {
     "n_positions": "max_position_embeddings",
 }
 """Fields of the first releases, and what they were called later."""
+NEEDED = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "kv_channels",
+    "vocab_size",
+    "seq_length",
+    "layer_norm_epsilon",
+)
 
 WHOLE = {
     "transformer.wte": "model.embed_tokens",
@@ -67,11 +77,9 @@ def _fields(folder: Path) -> dict[str, Any]:
     """Return the configuration in its later names."""
     found: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     fields = {EARLIER_NAMES.get(name, name): value for name, value in found.items()}
-    missing = [
-        name
-        for name in (*EARLIER_NAMES.values(), "vocab_size", "seq_length", "kv_channels", "layer_norm_epsilon")
-        if name != "max_position_embeddings" and not isinstance(fields.get(name), int | float)
-    ]
+    # In the first releases `vocab_size` did not count the rows that fill the embedding up.
+    fields["vocab_size"] = found.get("padded_vocab_size") or found.get("vocab_size")
+    missing = [name for name in NEEDED if not isinstance(fields.get(name), int | float)]
     if missing:
         raise ModelError(f"{folder}/config.json: expected the fields of a Qwen model, found no {', '.join(missing)}.")
     other = {"no_bias": True, "rotary_pct": 1.0, "tie_word_embeddings": False}
@@ -87,7 +95,7 @@ def read_config(folder: Path) -> Any:
 
     fields = _fields(folder)
     return transformers.Qwen2Config(
-        vocab_size=fields.get("padded_vocab_size") or fields["vocab_size"],
+        vocab_size=fields["vocab_size"],
         hidden_size=fields["hidden_size"],
         # Twice the width of the MLP, which has two matrices in that place.
         intermediate_size=fields["intermediate_size"] // 2,
@@ -265,13 +273,14 @@ def convert_quantized(folder: Path, config: Any, quantized: Mapping[str, Any], *
 
     Nothing is computed: packed numbers, scales and zeros of queries, keys and values are cut apart.
     """
+    import torch
     from safetensors.torch import save_file
 
     into.mkdir(parents=True, exist_ok=True)
     weights: dict[str, str] = {}
     for number, file in enumerate(_weight_files(folder), 1):
         part = {
-            target: piece.contiguous()
+            target: piece.clone(memory_format=torch.contiguous_format)
             for name, tensor in _read(file)
             if not _is_no_bias(folder, name, tensor)
             for target, piece in _mapped_quantized(folder, name, tensor).items()

@@ -63,7 +63,7 @@ class Rotary(torch.nn.Module):
         base, size = float(rope["rope_theta"]), 2 * self.inner.inv_freq.shape[-1]
         if self.long.rope == "yarn" and stretch != 1:
             return self._yarn(stretch)
-        if self.long.rope in ("dynamic_ntk", "dynamic"):
+        if self.long.rope in ("dynamic_ntk", "dynamic") and size > 2:
             base *= stretch ** (size / (size - 2))
         frequencies = 1.0 / (base ** (torch.arange(0, size, 2).float() / size))
         return frequencies / stretch if self.long.rope == "linear" else frequencies, 1.0
