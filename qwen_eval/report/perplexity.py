@@ -1,9 +1,10 @@
 """Perplexity by length: a line a model and setting, a column a length, as in the table of Qwen's README."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
-__all__ = ["by_length", "label", "long", "notes"]
+__all__ = ["by_length", "label", "long", "notes", "parts"]
 
 
 def label(metrics: Mapping[str, Any]) -> str:
@@ -11,13 +12,18 @@ def label(metrics: Mapping[str, Any]) -> str:
     return f"{metrics['model']['name']}, {metrics['model'].get('rope') or 'plain'}"
 
 
+def parts(metrics: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
+    """Return what was measured at each length, the shortest first; a file has them in the order of their digits."""
+    return sorted(((int(length), part) for length, part in metrics["perplexity"].items()), key=itemgetter(0))
+
+
 def by_length(runs: Sequence[Mapping[str, Any]]) -> list[list[dict[str, str]]]:
     """Return the tables of some runs: perplexity with its standard error, then bits per byte, then blocks."""
-    columns = sorted({length for each in runs for length in each["perplexity"]}, key=int)
+    columns = sorted({length for each in runs for length, _ in parts(each)})
 
     def table(title: str, cell: Any) -> list[dict[str, str]]:
         return [
-            {title: label(each), **{length: cell(each["perplexity"].get(length)) for length in columns}}
+            {title: label(each), **{str(length): cell(dict(parts(each)).get(length)) for length in columns}}
             for each in runs
         ]
 
@@ -38,8 +44,7 @@ def long(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return one line a length of a run, for programs."""
     common = {"model": metrics["model"]["name"], "task": metrics["task"], "rope": metrics["model"].get("rope", "")}
     return [
-        {**common, "part": "length", "name": length, "rule": metrics["rule"], **part}
-        for length, part in metrics["perplexity"].items()
+        {**common, "part": "length", "name": length, "rule": metrics["rule"], **part} for length, part in parts(metrics)
     ]
 
 

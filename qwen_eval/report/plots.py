@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen_eval.errors import UsageError
-from qwen_eval.report.perplexity import label
+from qwen_eval.report.perplexity import label, parts
 
 __all__ = ["check_plot", "plot_perplexity"]
 
@@ -31,13 +31,13 @@ def plot_perplexity(runs: Sequence[Mapping[str, Any]], file: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    lengths = sorted({int(length) for each in runs for length in each["perplexity"]})
+    lengths = sorted({length for each in runs for length, _ in parts(each)})
     for run, marker in zip(runs, "osD^vP*X" * len(runs), strict=False):
-        parts = run["perplexity"]
+        found = parts(run)
         axes.errorbar(
-            [int(length) for length in parts],
-            [part["perplexity"] for part in parts.values()],
-            yerr=[part["standard_error"] or 0.0 for part in parts.values()],
+            [length for length, _ in found],
+            [part["perplexity"] for _, part in found],
+            yerr=[part["standard_error"] or 0.0 for _, part in found],
             label=label(run),
             marker=marker,
             markersize=5,
