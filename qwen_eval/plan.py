@@ -151,6 +151,7 @@ def make_plan(
             f"--shots {count}: {task.name}@{protocol.name} is defined for "
             f"{allowed.start if len(allowed) == 1 else f'{allowed.start} to {allowed.stop - 1}'} exemplars."
         )
+    dataset = dataset.apart()  # a run names what it has read itself, whatever else is run beside it
     lengths = tuple(sorted(set(lengths))) or task.lengths
     samples = task.at_lengths(lengths, blocks)(dataset, split) if task.at_lengths else task.samples(dataset, split)
     build = protocol.build(dataset, count)

@@ -34,7 +34,7 @@ from qwen_eval.task import (
 DATA = DatasetSpec(
     name="hf_agent",
     licence="Apache-2.0",
-    homepage="https://pypi.org/project/transformers/4.33.3/",
+    homepage="https://github.com/huggingface/transformers",
     url="",
     splits={
         "run": SplitSpec(
@@ -173,6 +173,7 @@ TASK = Task(
         Measure(name="code", title="Code↑", reported="code score"),
     ),
     splits=("run", "chat"),
+    together=True,
     protocols=(
         Protocol(
             name="run",

@@ -5,18 +5,35 @@ It answers as the protocol says, 400 for fields it does not know, more than four
 """
 
 import json
+import re
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-OPENAI = {"model", "messages", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop", "tools"}
-VLLM = OPENAI | {"repetition_penalty", "top_k", "min_p", "continue_final_message", "add_generation_prompt"}
+OPENAI = {
+    "model",
+    "messages",
+    "prompt",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "seed",
+    "stop",
+    "tools",
+    "logprobs",
+    "echo",
+}
+VLLM = OPENAI | {
+    *{"repetition_penalty", "top_k", "min_p", "continue_final_message", "add_generation_prompt"},
+    *{"logprob_token_ids", "return_tokens_as_token_ids"},
+}
 ROLES = {"system", "user", "assistant"}
 
 
@@ -70,6 +87,8 @@ class Server:
         with self.lock:
             self.asked.append(body)
             number = len(self.asked)
+        if path == "/tokenize" and self.fields >= VLLM:
+            return Reply(200, {"tokens": tokens(body["prompt"])})
         return self.misbehave(body, number) or self.refuse(path, body) or self.complete(path, body)
 
     def refuse(self, path: str, body: Mapping[str, Any]) -> Reply | None:
@@ -108,6 +127,8 @@ class Server:
         choice: dict[str, Any] = {"index": 0, "finish_reason": self.finish or finish, "stop_reason": reason}
         if path == "/v1/completions":
             choice["text"] = text
+            if "logprobs" in body:
+                choice["logprobs"] = logprobs(body)
         else:
             choice["message"] = {"role": "assistant", "content": text}
             if "tools" in body and self.tool_calls:
@@ -117,6 +138,25 @@ class Server:
                 choice["finish_reason"] = "tool_calls"
         usage = {"prompt_tokens": len(said(body).split()), "completion_tokens": len(text.split())}
         return Reply(200, {"object": "chat.completion", "choices": [choice], "usage": usage})
+
+
+def tokens(text: str) -> list[int]:
+    """A token a word, with the space before it, or sign."""
+    return [int.from_bytes(word.encode()[:6]) for word in re.findall(r" ?\w+|\W", text)]
+
+
+def logprob(before: Sequence[int], token: int) -> float:
+    """How likely a token is behind others: made up, but always the same."""
+    return -(zlib.crc32(repr((list(before), token)).encode()) % 1000) / 100
+
+
+def logprobs(body: Mapping[str, Any]) -> dict[str, Any]:
+    prompt = body["prompt"]
+    asked = {f"token_id:{token}": logprob(prompt, token) for token in body.get("logprob_token_ids", ())}
+    behind = (
+        [logprob(prompt[:at], token) if at else None for at, token in enumerate(prompt)] if body.get("echo") else []
+    )
+    return {"top_logprobs": [asked], "token_logprobs": [*behind, -0.5]}
 
 
 def said(body: Mapping[str, Any]) -> str:

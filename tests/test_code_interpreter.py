@@ -1,12 +1,17 @@
 """The dialogue of a model with a Python session: what is asked, what is run, where it ends, what is scored."""
 
+import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from qwen_eval import code_interpreter, registry
 from qwen_eval.code_interpreter import PRELOAD, Item, converse, item
+from qwen_eval.data import Dataset, find_dataset
+from qwen_eval.errors import DataError
+from qwen_eval.paths import tasks_root
 from qwen_eval.task import Cell, Chat, Dialogue, File, Generate, Generated, Message, Observed, Sample
 
 FILES = registry.find()
@@ -221,3 +226,39 @@ def test_gsm8k_with_the_interpreter_asks_the_bare_question_and_takes_three_steps
 def test_the_longest_text_that_is_shown_leaves_room_in_a_small_window() -> None:
     seen = code_interpreter.observation(saw(("stdout", "9" * 1_000_000)), 0)
     assert len(seen) < code_interpreter.LONGEST + 100
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+def published(folder: Path, *rows: dict[str, object]) -> Dataset:
+    """A folder as the published archive has it, with these rows, and one file."""
+    (folder / "code_interpreter" / "upload_file_clean").mkdir(parents=True)
+    (folder / "code_interpreter" / "upload_file_clean" / "a.csv").write_text("x\n1\n")
+    text = "".join(f"{json.dumps(row)}\n" for row in rows)
+    (folder / "code_interpreter" / "eval_code_interpreter_v1.jsonl").write_text(text)
+    return find_dataset(TASK.data, tasks=tasks_root(), data_dir=folder, network=False)
+
+
+def test_published_rows_need_neither_language_nor_files(tmp_path: Path) -> None:
+    rows = [
+        {"query": "Plot it.", "tags": "all_ci,visualization", "input_file_path": ["/tmp/upload_file/a.csv"]},
+        {"query": "数一数。", "tags": "all_ci,general", "lang": "zh", "input_file_path": []},
+        {"query": "1 + 1?", "tags": "all_ci,math"},
+    ]
+    found = TASK.samples(published(tmp_path, *rows), "test")
+    assert [(sample.id, sample.group) for sample in found] == [
+        ("0", "visualization-hard"),
+        ("1", "general"),
+        ("2", "math"),
+    ]
+    assert RULES.item(found[0]).files == (File("a.csv", "eAoxCg=="),)
+    assert RULES.item(found[0]).asked.endswith("Question: [Upload file a.csv]Plot it.")
+    assert RULES.item(found[1]).files == RULES.item(found[2]).files == ()
+    assert all(sample.gold and not sample.row["answer"] for sample in found)
+
+
+def test_a_file_that_is_named_and_not_there_is_an_error(tmp_path: Path) -> None:
+    rows = {"query": "Plot it.", "tags": "all_ci,visualization", "input_file_path": ["b.csv"]}
+    with pytest.raises(DataError, match=r"b\.csv"):
+        TASK.samples(published(tmp_path, rows), "test")

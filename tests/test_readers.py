@@ -158,3 +158,12 @@ def test_a_compressed_file_is_read_and_a_broken_one_named(tmp_path: Path, keep: 
     file.write_bytes(whole[keep])
     with pytest.raises(DataError, match=r"rows\.jsonl\.gz: expected a whole gzip file"):
         read_json_lines(file, COLUMNS)
+
+
+def test_an_example_may_be_the_list_that_its_only_column_holds(tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text('[[{"a": 1}, {"a": "ü"}], []]', encoding="utf-8")
+    rows = read_json_examples(tmp_path / "rows.json", ("steps",), structured=("steps",))
+    assert rows == [{"steps": '[{"a": 1}, {"a": "ü"}]'}, {"steps": "[]"}]
+    for columns, structured in ((("steps",), ()), (("steps", "id"), ("steps",))):
+        with pytest.raises(DataError, match=r"example 0: expected a JSON object, found"):
+            read_json_examples(tmp_path / "rows.json", columns, structured=structured)

@@ -32,8 +32,9 @@ def conflicts() -> dict[tuple[str, ...], list[tuple[Reported, Reported]]]:
     """Pairs of numbers for one thing that differ. What a document leaves open fits anything."""
     groups = defaultdict(list)
     for row in ROWS:
-        task = row.task if row.task in ONE_SETTING else row.benchmark
-        setting = "" if row.task in ONE_SETTING else row.setting
+        one_setting = row.task in ONE_SETTING and row.setting != "ReAct"  # with a code interpreter it is another thing
+        task = row.task if one_setting else row.benchmark
+        setting = "" if one_setting else row.setting
         metric = row.metric.partition(" (m")[0]
         groups[(row.model, task, metric, row.part, row.shots, row.precision, setting)].append(row)
     found: dict[tuple[str, ...], list[tuple[Reported, Reported]]] = defaultdict(list)
@@ -99,7 +100,8 @@ def test_every_protocol_is_one_of_ours_and_of_the_kind_it_was_run_as(entries: di
         if task in entries:
             known = entries[task].task
             protocol = registry.protocol(known, name.partition("@")[2])
-            assert {row.kind for row in ROWS if row.protocol == name} == {"chat" if protocol.chat else "base"}
+            kinds = {row.kind for row in ROWS if row.protocol == name and row.kind}  # StarCoder is of neither
+            assert kinds == {"chat" if protocol.chat else "base"}
             assert {row.split for row in ROWS if row.protocol == name} <= {"", *known.data.splits}
         else:
             assert task in NOT_BUILT_YET
@@ -133,7 +135,7 @@ def test_every_footnote_on_a_conflict_stands_at_numbers_that_disagree() -> None:
     [
         ("Qwen-7B", "gsm8k", "8", {"51.7"}),
         ("Qwen-1.8B", "gsm8k", "8", {"32.3", "21.2"}),
-        ("Qwen-14B-Chat", "gsm8k", "0", {"61.0", "60.1", "60.0", "59.8"}),
+        ("Qwen-14B-Chat", "gsm8k", "0", {"61.0", "60.1", "60.0", "59.8", "58.4"}),
         ("Qwen-7B-Chat", "mmlu", "0", {"53.9", "52.6", "55.8", "55.4", "55.1"}),
         ("Qwen-7B (original)", "ceval", "5", {"59.6", "60.8"}),
         ("Qwen-72B", "bbh", "3", {"67.7"}),

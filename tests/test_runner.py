@@ -72,6 +72,20 @@ def test_the_same_command_again_asks_nothing(tmp_path: Path) -> None:
     assert again == first
 
 
+@pytest.mark.parametrize(("name", "first", "second"), [("gsm8k", "qwen", "qwen-chat"), ("hf_agent", "run", "chat")])
+def test_a_run_names_the_splits_that_it_has_read_itself(
+    mini: Callable[[str], Dataset], entries: dict[str, Entry], name: str, first: str, second: str
+) -> None:
+    def manifest(dataset: Dataset, protocol: str) -> dict[str, Any]:
+        task = entries[name].task
+        return make_plan(task, registry.protocol(task, protocol), dataset).manifest()
+
+    shared = mini(name)
+    beside = [manifest(shared, protocol) for protocol in (first, second)]
+    assert beside == [manifest(mini(name), protocol) for protocol in (first, second)]
+    assert beside[0]["dataset"] != beside[1]["dataset"]
+
+
 def test_a_larger_limit_extends_a_run(tmp_path: Path) -> None:
     finish(plan_of("mmlu", "qwen", limit=8), tmp_path / "run")
     _, model = finish(plan_of("mmlu", "qwen", limit=20), tmp_path / "run")

@@ -32,8 +32,8 @@ def data(ctx: click.Context, data_dir: Path | None, include_path: Sequence[Path]
         present = [str(found) for root in places if (found := present_folder(spec, root) or wheel_file(spec, root))]
         present += [str(found)] if (found := package_folder(spec)) else []
         rows = ", ".join(f"{split} {files.rows:,}" for split, files in spec.splits.items())
-        click.echo(f"{name:<16}{rows}; {spec.licence}; {spec.homepage}")
-        click.echo(f"{'':<16}{present[0] if present else f'not here (python -m qwen_eval data fetch {name})'}")
+        click.echo(f"{name:<18}{rows}; {spec.licence}; {spec.homepage}")
+        click.echo(f"{'':<18}{present[0] if present else f'not here (python -m qwen_eval data fetch {name})'}")
 
 
 @data.command()
@@ -58,22 +58,17 @@ def verify(datasets: dict[str, Entry], folder: Path) -> None:
     seen = 0
     for name, entry in datasets.items():
         spec = entry.task.data
-        found = present_folder(spec, folder)
-        wheel = wheel_file(spec, folder)
-        if found is None and wheel is None:
-            click.echo(f"{name:<16}not there")
+        found, official = present_folder(spec, folder), pins(spec, entry.folder)
+        if found is None and spec.wheel and (wheel := wheel_file(spec, folder)):
+            found, official = wheel.parent, [Pin(0, spec.wheel.sha256, wheel.name)]
+        if found is None:
+            click.echo(f"{name:<18}not there")
             continue
         seen += 1
-        if found is None and wheel and spec.wheel:
-            defect = _defect(folder, Pin(0, spec.wheel.sha256, str(wheel.relative_to(folder))), optional=False)
-            wrong += [defect] if defect else []
-            click.echo(f"{name:<16}{'the package is another one' if defect else 'the official package'}")
-            continue
-        official = pins(spec, entry.folder)
         defects = [defect for pin in official if (defect := _defect(found, pin, optional=pin.path in spec.texts))]
         wrong += defects
         result = f"{len(defects)} of {len(official)} files wrong" if defects else f"{len(official)} files, all official"
-        click.echo(f"{name:<16}{result}")
+        click.echo(f"{name:<18}{result}")
     if wrong:
         more = f"\n… and {len(wrong) - 2} more" if len(wrong) > 2 else ""
         raise DataError("\n".join(wrong[:2]) + more)

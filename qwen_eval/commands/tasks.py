@@ -35,9 +35,10 @@ def tasks(ctx: click.Context, data_dir: Path | None, include_path: Sequence[Path
         task = entry.task
         items = task.data.splits[task.splits[0]].rows
         names = ", ".join(protocol.name for protocol in task.protocols)
-        click.echo(f"{name:<16}{task.title}, {items:,} items, {task.data.licence}, {task.paper}")
-        click.echo(f"{'':<16}protocols  {names}")
-        click.echo(f"{'':<16}data       {source(entry, data_dir)}")
+        size = f"{items:,} items" if items else "size not published"
+        click.echo(f"{name:<18}{task.title}, {size}, {task.data.licence}, {task.paper}")
+        click.echo(f"{'':<18}protocols  {names}")
+        click.echo(f"{'':<18}data       {source(entry, data_dir)}")
 
 
 def source(entry: Entry, data_dir: Path | None) -> str:

@@ -76,7 +76,7 @@ class Connection:
         import openai
 
         self.url = address.url
-        self._key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "")
+        self._key = _key()
         self._client = openai.OpenAI(
             base_url=address.url,
             api_key=self._key or "none",  # the client insists on one; servers without keys take any
@@ -92,7 +92,7 @@ class Connection:
         """Return what the server answers to a request. Raises NoAnswer.
 
         `spare` are fields that a server need not know: one that refuses them by name is asked again without, and from
-        then on at once. They stand above those of `body`.
+        then on at once.
         """
         spare = {name: value for name, value in spare.items() if name not in self._refused}
         sent = dict(spare)
@@ -103,7 +103,7 @@ class Connection:
             except _Refused as error:
                 named = [name for name in sent if re.search(rf"\b{name}\b", error.text)]
                 if not named:
-                    raise NoAnswer(error.reason) from None
+                    raise
                 for name in named:
                     del sent[name]
         # Only now: a server may repeat a whole request in an error that is about something else.
@@ -198,11 +198,10 @@ class Connection:
 
 
 class _Refused(NoAnswer):
-    """A request the server would not take as it is: the reason, and all that the server said."""
+    """A request that the server would not take as it was: `text` is all that the server said of it."""
 
     def __init__(self, reason: str, text: str) -> None:
-        super().__init__(f"{'the prompt does not fit the window of the server: ' * _too_long(text)}{reason}")
-        self.reason = str(self)
+        super().__init__(f"prompt and answer do not fit the server's window: {reason}" if _too_long(reason) else reason)
         self.text = text
 
 
@@ -274,6 +273,16 @@ def _work(
             ready.put((ticket, error))
 
 
+def _key() -> str:
+    """Return the key of the environment, "" for none. Raises UsageError for what no header can hold."""
+    for name in KEYS:
+        if key := os.environ.get(name, "").strip():
+            if not (key.isascii() and key.isprintable()):
+                raise UsageError(f"{name}: expected a key of plain letters and signs, found others in it.")
+            return key
+    return ""
+
+
 def _listed(served: Mapping[str, str] | None) -> str:
     if not served:
         return "none" if served is not None else "no list of models"
@@ -293,5 +302,10 @@ def _object(content: bytes) -> dict[str, Any]:
 def _too_long(said: str) -> bool:
     """Return whether a server refuses a request for its length; there is no common word for it."""
     return bool(
-        re.search(r"context.?(length|window|size)|maximum.{0,20}(length|tokens)|too (long|many tokens)", said, re.I)
+        re.search(
+            r"context.?(length|window|size)|maximum (model|sequence|input|total).{0,10}(length|tokens)|too many tokens"
+            r"|(prompt|input)\b[^.]{0,60}\b(too long|longer than)",
+            said,
+            re.IGNORECASE,
+        )
     )

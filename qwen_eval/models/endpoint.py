@@ -1,27 +1,29 @@
 """A model behind an OpenAI-compatible HTTP endpoint, and a judge that sees images.
 
 Conversations go to `/chat/completions`, plain text to `/completions`. The server renders a conversation with its own
-template, and turns text into tokens; neither is seen from here, nor are the weights. So protocols that compare
-log-probabilities, measure perplexity or cut prompts by tokens are refused before anything is asked.
+template, and turns text into tokens; neither is seen from here, nor are the weights. What it cannot be asked is refused
+before anything is: perplexity, prompts cut by tokens, log-probabilities where it does not tell those of given tokens.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import Any, Final
 
 from qwen_eval.errors import UsageError
 from qwen_eval.models.base import Identity
 from qwen_eval.models.connection import Address, Connection, NoAnswer, Pool
-from qwen_eval.task import Answer, Chat, Choose, Failed, Generate, Generated, Judge, Perplexity, Request
+from qwen_eval.models.logprobs import choose
+from qwen_eval.task import Answer, Chat, Choose, Chosen, Failed, Generate, Generated, Judge, Perplexity, Request
 
 __all__ = ["EndpointModel", "JudgeEndpoint"]
 
 CONCURRENCY = 16
 """Requests in flight where the user says nothing: a server batches them, and one that allows fewer says 429."""
 STOPS = 4
-"""Stop strings that the API takes; most servers take more."""
+"""Stop strings that the API takes. Where a protocol has more, an answer is cut when it has come."""
 SEEDS = 2**31
 """Some servers keep a seed in 32 bits."""
 ENDED: Final = ("stop", "tool_calls", "function_call")
@@ -48,10 +50,11 @@ class EndpointModel:
         answers = self._pool.collect()
         self._counters["requests"] += len(answers)
         for _, answer in answers:
-            if isinstance(answer, Generated):
+            if isinstance(answer, Generated | Chosen):
+                new_tokens = answer.new_tokens if isinstance(answer, Generated) else 0
                 self._counters["prompt_tokens"] += answer.prompt_tokens
-                self._counters["new_tokens"] += answer.new_tokens
-                self._report(answer.prompt_tokens + answer.new_tokens)
+                self._counters["new_tokens"] += new_tokens
+                self._report(answer.prompt_tokens + new_tokens)
         return answers
 
     def forget(self) -> None:
@@ -63,14 +66,18 @@ class EndpointModel:
         self._report = lambda tokens: None
 
     def prompt_tokens(self, request: Request) -> tuple[int, ...]:
-        """Return nothing: the tokens are the server's. Raises UsageError for what an endpoint cannot be asked."""
-        if reason := _unanswerable(request):
+        """Return nothing: the tokens are the server's. Raises UsageError for what it cannot be asked."""
+        reason = _unanswerable(request) or (self._choosing if isinstance(request, Choose) else "")
+        if reason:
             raise UsageError(reason)
         return ()
 
     def pieces(self, text: str) -> tuple[str, ...]:
         """Raise UsageError: the tokens are the server's."""
-        raise UsageError("--rouge-tokenizer own: the tokens of an endpoint are not known.\nNext: leave the option out.")
+        raise UsageError(
+            "--rouge-tokenizer own: the tokens of an endpoint are not known.\n"
+            "Next: leave out --rouge-tokenizer, or choose a local model."
+        )
 
     def on_progress(self, report: Callable[[int], None]) -> None:
         """Call `report` with the tokens that the server counts for every answer."""
@@ -80,11 +87,28 @@ class EndpointModel:
         """Return requests, the tokens that the server counted, and how many requests were in flight."""
         return {**self._counters, "concurrency": self._pool.threads}
 
-    def _answer(self, request: Request) -> Answer | Failed:
-        if not isinstance(request, Generate) or request.cut:
-            return Failed(reason=_unanswerable(request).partition("\n")[0])
-        path, body, spare = _written(request)
+    @cached_property
+    def _choosing(self) -> str:
+        """Why the server cannot be asked for the log-probabilities of options, "" where it can: it is tried once."""
         try:
+            for options in (("2", "3"), ("2 and", "3 and")):
+                choose(self._connection, Choose(prompt="1, ", options=options))
+        except NoAnswer as error:
+            return (
+                f"this protocol compares log-probabilities, and the server does not give them ({error}).\n"
+                "Next: choose a protocol that generates (one with chat in its name, or --chat), a server such as "
+                "vLLM's, or a local model."
+            )
+        return ""
+
+    def _answer(self, request: Request) -> Answer | Failed:
+        reason = _unanswerable(request)
+        if reason or isinstance(request, Perplexity):
+            return Failed(reason=reason.partition("\n")[0])
+        try:
+            if isinstance(request, Choose):
+                return choose(self._connection, request)
+            path, body, spare = _written(request)
             return _read(request, self._connection.post(path, body, spare=spare))
         except NoAnswer as error:
             return Failed(reason=str(error))
@@ -132,8 +156,6 @@ class JudgeEndpoint:
 
 def _identity(connection: Connection) -> Identity:
     """Return who answers. The weights are unknown, so the address stands for them."""
-    import importlib.metadata
-
     known = json.dumps([connection.url, connection.name, connection.root])
     return Identity(
         name=connection.name,
@@ -144,20 +166,20 @@ def _identity(connection: Connection) -> Identity:
         chat=True,
         chat_template=None,
         exact=False,
-        versions={"openai": importlib.metadata.version("openai"), "endpoint": f"{connection.url} (weights unknown)"},
+        versions={"endpoint": f"{connection.url} (weights unknown)"},
     )
 
 
 def _unanswerable(request: Request) -> str:
     """Return why an endpoint cannot be asked this, "" where it can."""
-    if isinstance(request, Choose):
+    if isinstance(request, Choose) and isinstance(request.prompt, Chat):
         return (
-            "this protocol compares log-probabilities, and an endpoint is asked for text only.\n"
-            "Next: choose a protocol that generates (--chat, or one of those that `tasks` lists), or a local model."
+            "this protocol compares log-probabilities behind a conversation, whose tokens are the server's.\n"
+            "Next: choose a protocol that generates, or a local model."
         )
     if isinstance(request, Perplexity):
         return (
-            "perplexity needs the probability of every token, and an endpoint is asked for text only.\n"
+            "perplexity needs the probability of every token of a text, which an endpoint is not asked for.\n"
             "Next: choose a local model."
         )
     if request.cut:
@@ -174,8 +196,6 @@ def _written(request: Generate) -> tuple[str, dict[str, Any], dict[str, Any]]:
     spare: dict[str, Any] = {}
     if request.stops:
         body["stop"] = list(request.stops[:STOPS])
-        if len(request.stops) > STOPS:
-            spare["stop"] = list(request.stops)
     # Servers take what a request leaves out from the checkpoint's generation configuration.
     if not request.own_penalty:
         spare["repetition_penalty"] = 1.0
@@ -236,10 +256,10 @@ def _said(choice: Mapping[str, Any]) -> str:
     """
     try:
         if "message" not in choice:
-            return str.__str__(choice["text"])
+            return "".join([choice["text"]])
         message = choice["message"]
-        calls = [_call(call["function"]) for call in message.get("tool_calls") or ()]
-        return "\n".join([message["content"], *calls] if message.get("content") else calls)
+        content = [message["content"]] if message.get("content") else []
+        return "\n".join([*content, *(_call(call["function"]) for call in message.get("tool_calls") or ())])
     except (KeyError, TypeError, AttributeError):
         raise NoAnswer("the server's answer has no text in it") from None
 
@@ -248,6 +268,5 @@ def _call(function: Mapping[str, Any]) -> str:
     arguments = function["arguments"]
     with suppress(ValueError, TypeError, RecursionError):  # what is no JSON stays as the model wrote it
         arguments = json.loads(arguments)
-    written = json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
-    # The same JSON, in which no text can end the block.
-    return "<tool_call>\n" + written.replace("</", "<\\/") + "\n</tool_call>"
+    call = json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
+    return f"<tool_call>\n{call}\n</tool_call>"

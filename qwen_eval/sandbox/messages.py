@@ -28,6 +28,7 @@ ENDS: Final = ("ok", "error")
 PNG: Final = b"\x89PNG\r\n\x1a\n"
 MOST_TEXT: Final = 1 << 20  # bytes of text that are kept of one step; of an error besides, as many as LONGEST_ERROR
 LONGEST_ERROR: Final = 1 << 17
+_NOTES: Final = 1 << 10  # and of what is said about what was not kept
 MOST_IMAGES: Final = 20
 MOST_MESSAGES: Final = 20_000
 LONGEST: Final = 4 << 20  # bytes of one image
@@ -53,7 +54,7 @@ def read(data: bytes | bytearray) -> tuple[list[tuple[str, str]], str | None]:
             if images <= MOST_IMAGES and len(content) <= LONGEST and content.startswith(PNG):
                 found.append(("image", base64.b64encode(content).decode()))
             continue
-        content = content[: LONGEST_ERROR if kind == b"x" else max(0, MOST_TEXT - texts)]
+        content = content[: LONGEST_ERROR if kind == b"x" else max(0, MOST_TEXT + _NOTES - texts)]
         texts += len(content) if kind != b"x" else 0
         found.append((KINDS[kind], content.decode("utf-8", "replace")))
     return found, end

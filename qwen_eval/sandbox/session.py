@@ -8,6 +8,7 @@ is what is said about their own item.
 import binascii
 import builtins
 import contextlib
+import inspect
 import io
 import os
 import re
@@ -20,6 +21,7 @@ import time
 from types import FrameType
 from typing import Any, Final
 
+from IPython.core.compilerop import CachingCompiler
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
@@ -110,7 +112,7 @@ class Recorder:
         else:
             room = messages.MOST_TEXT - self._texts
             if len(content) > room:
-                self._cut.add(f"Only {messages.MOST_TEXT >> 20} MiB of output are kept of a step.")
+                self._cut.add(f"Only {messages.MOST_TEXT >> 20} MiB of output is kept of a step.")
                 content = content[: max(0, room)]
             self._texts += len(content)
         if self._sent >= messages.MOST_MESSAGES and kind != b"x":
@@ -208,9 +210,22 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
+class _Compiler(CachingCompiler):  # type: ignore[misc]
+    """Says at once where the lines of a step are.
+
+    `inspect` would look through all modules for each frame of a traceback: 15 s for a recursion without end.
+    """
+
+    def cache(self, *arguments: Any, **more: Any) -> str:
+        name = str(super().cache(*arguments, **more))
+        inspect.modulesbyfile[name] = inspect.modulesbyfile[os.path.abspath(name)] = "__main__"
+        return name
+
+
 class _Shell(InteractiveShell):  # type: ignore[misc]
     """IPython without a terminal, a history or a way to ask."""
 
+    compiler_class = Type(_Compiler)
     displayhook_class = Type(_Hook)
     display_pub_class = Type(_Publisher)
     recorder: Recorder

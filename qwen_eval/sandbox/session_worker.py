@@ -71,6 +71,8 @@ class SessionWorker(Worker):
             done = self._wait(run, room.line) == "" and room.line.recv(64) == b"done"
         if not done or not room.hold():
             self._end()
+        elif not reached and room.usage is not None and room.usage.cpu > room.cpu_limit:
+            reached = "session cpu"  # which nobody saw in time: where many processes run, the watch has to wait as well
         return reached or ("done" if done else "gone")
 
     def _end(self) -> None:

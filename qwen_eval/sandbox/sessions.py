@@ -167,7 +167,7 @@ class Sessions:
         for one in self._threads:
             one.join(timeout=5)
         for seat in self._seats:
-            seat.control.close()
+            seat.close()
 
     def submit(self, ticket: int, step: Step) -> None:
         """Put a step in line; `ticket` comes back with what was seen."""
@@ -274,6 +274,11 @@ class _Seat:
         """End the session."""
         self._forget()
         self._do({"do": "end"}, b"")
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._forget()
+        self.control.close()
 
     def _forget(self) -> None:
         if self._wire is not None:

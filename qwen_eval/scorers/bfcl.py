@@ -15,7 +15,7 @@ from qwen_eval.scorers import literals
 from qwen_eval.scorers.call_syntax import java_calls, javascript_calls, python_calls
 from qwen_eval.scorers.functions import Call, after_reasoning, tool_calls
 from qwen_eval.scorers.text import CHAT_ENDS, cut
-from qwen_eval.task import Rule, Sample, Verdict
+from qwen_eval.task import Sample, Verdict
 
 __all__ = ["RULES", "escaped", "right"]
 
@@ -60,7 +60,11 @@ def lenient(output: str, sample: Sample) -> Verdict:
     return _verdict(renamed, sample, named=escaped)
 
 
-RULES: Final[Mapping[str, Rule]] = {"native": native, "prompted": prompted, "lenient": lenient}
+RULES: Final[Mapping[str, Callable[[str, Sample], Verdict]]] = {
+    "native": native,
+    "prompted": prompted,
+    "lenient": lenient,
+}
 
 
 def _said(output: str) -> str:
@@ -159,11 +163,11 @@ def _accepts(value: Any, declared: Mapping[str, Any], accepted: Sequence[Any], l
         value = list(value)
     elif kind == "float" and type(value) is int:
         value = float(value)
-    stated = _type_of(accepted)
-    if type(value) is expected:
+    actual, stated = type(value), _type_of(accepted)
+    if actual is expected:
         if inner is not None and not any(_elements_fit(value, each, inner) for each in accepted):
             return False
-    elif type(value) is not stated:
+    elif actual is not stated:
         return False
     # The accepted values have another type than the declared one where they stand for a variable: they are compared as
     # they are then.
@@ -171,7 +175,10 @@ def _accepts(value: Any, declared: Mapping[str, Any], accepted: Sequence[Any], l
 
 
 _TYPES: Final = {"python": literals.PYTHON_TYPES, "java": literals.JAVA_TYPES, "javascript": literals.JAVASCRIPT_TYPES}
-_LITERALS: Final = {"java": literals.java, "javascript": literals.javascript}
+_LITERALS: Final[Mapping[str, Callable[[str, str, str], Any]]] = {
+    "java": literals.java,
+    "javascript": literals.javascript,
+}
 
 
 def _type_of(accepted: Sequence[Any]) -> type | None:

@@ -237,7 +237,9 @@ def _javascript_object(text: str) -> Any:
     found = _OBJECT.match(text)
     if not found:
         return text
-    return {key.strip().strip("'\""): _javascript_property(value.strip()) for key, value in _PAIR.findall(found[1])}
+    # Without a colon to find, the pattern would look for one from every place on.
+    pairs = _PAIR.findall(found[1]) if ":" in found[1].lstrip(":") else []
+    return {key.strip().strip("'\""): _javascript_property(value.strip()) for key, value in pairs}
 
 
 def _javascript_property(text: str) -> Any:

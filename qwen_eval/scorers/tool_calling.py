@@ -166,7 +166,7 @@ def _comparable(arguments: str) -> str:
 def _verdict(
     said: Said, gold: str, *, positive: bool, listed: Sequence[str], equal: Callable[[str, str], bool], tokens: Tokens
 ) -> Verdict:
-    extracted = f"{said.name} {said.arguments}".strip() if said.called else None
+    extracted = (f"{said.name} {said.arguments}".strip() or None) if said.called else "no call"
     if not positive:
         return Verdict(not said.called, extracted, measures={"false positive error": (float(said.called),)})
     action = first_action(gold)

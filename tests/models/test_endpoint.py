@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from openai_server import OPENAI, Reply, Server, error, serving, slowly
+from openai_server import OPENAI, Reply, Server, error, logprob, serving, slowly, tokens
 
 from qwen_eval.errors import ModelError, UsageError
 from qwen_eval.models import connection
@@ -18,6 +18,7 @@ from qwen_eval.task import (
     Answer,
     Chat,
     Choose,
+    Chosen,
     Failed,
     Generate,
     Generated,
@@ -177,14 +178,11 @@ def test_an_answer_ends_as_the_local_engine_ends_it(
     assert (answer.text, answer.finish) == (text, finish)
 
 
-def test_more_stop_strings_than_a_server_takes_cut_all_the_same(server: Server) -> None:
+def test_more_stop_strings_than_the_api_takes_cut_all_the_same(server: Server) -> None:
     server.speak = lambda prompt: "one; two"
-    model = EndpointModel(server.name)
-    for _ in range(2):
-        [answer] = ask(model, Generate(prompt="go", stops=("a", "b", "c", "d", ";")))
-        assert isinstance(answer, Generated)
-        assert (answer.text, answer.finish) == ("one", "stop")
-    assert [len(body["stop"]) for body in server.asked] == [5, 4, 4]
+    answer = one(server, Generate(prompt="go", stops=("a", "b", "c", "d", ";")))
+    assert (answer.text, answer.finish) == ("one", "stop")
+    assert server.asked[0]["stop"] == ["a", "b", "c", "d"]
 
 
 def test_a_server_that_keeps_the_stop_string_is_cut(server: Server) -> None:
@@ -279,8 +277,26 @@ def test_a_server_that_takes_too_long_is_given_up(server: Server, monkeypatch: p
 def test_a_prompt_beyond_the_window_is_an_error_that_says_so(server: Server) -> None:
     server.window = 100
     reason = failure(server, Generate(prompt="word " * 90, max_new_tokens=20))
-    assert reason.startswith("the prompt does not fit the window of the server: HTTP 400")
+    assert reason.startswith("prompt and answer do not fit the server's window: HTTP 400")
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "length"),
+    [
+        ("'max_tokens' is too large: 512. This model's maximum context length is 4096 tokens.", True),
+        ("The input (5000 tokens) is longer than the model's context length (4096 tokens).", True),
+        ("the request exceeds the available context size (4096 tokens)", True),
+        ("Prompt is too long: 9000 tokens > 8192 maximum", True),
+        ("Invalid 'stop': array too long. Expected an array with maximum length 4", False),
+        ("temperature must be at most 2", False),
+    ],
+)
+def test_servers_say_in_their_own_words_that_a_prompt_is_too_long(server: Server, said: str, length: bool) -> None:
+    server.misbehave = lambda body, number: error(400, said)
+    assert (
+        failure(server, hello()) == "prompt and answer do not fit the server's window: " * length + f"HTTP 400: {said}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -469,6 +485,19 @@ def test_our_own_key_goes_first(server: Server, monkeypatch: pytest.MonkeyPatch)
     assert server.keys == {"ours"}
 
 
+@pytest.mark.parametrize("key", ["sécret", "two\nlines"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_repeated(
+    server: Server, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("QWEN_EVAL_API_KEY", key)
+    with pytest.raises(UsageError, match="QWEN_EVAL_API_KEY: expected a key of plain letters") as said:
+        EndpointModel(server.name)
+    assert key not in str(said.value)
+    monkeypatch.setenv("QWEN_EVAL_API_KEY", " ours\n")
+    one(server, hello())
+    assert "ours" in server.keys
+
+
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x/v1", "http://", "http://x:99999/v1", "http:///v1#toy"])
 def test_what_is_no_url_is_refused_with_an_example(url: str) -> None:
     with pytest.raises(UsageError, match="such as endpoint:http://localhost:8000/v1#"):
@@ -485,7 +514,7 @@ def test_a_url_with_a_password_is_refused_and_not_repeated(url: str) -> None:
 @pytest.mark.parametrize(
     ("request_", "reason"),
     [
-        (Choose(prompt="x", options=("a", "b")), "log-probabilities"),
+        (Choose(prompt=user("x"), options=("a", "b")), "log-probabilities"),
         (Perplexity(text="x", block=8), "perplexity"),
         (Generate(prompt="x", cut=LeftCut(over=8, keep=8)), "--published-truncation"),
     ],
@@ -496,6 +525,48 @@ def test_what_an_endpoint_cannot_be_asked_is_refused_before(server: Server, requ
     assert failure(server, request_)
     assert server.asked == []
     assert EndpointModel(server.name).prompt_tokens(hello()) == ()
+    with pytest.raises(UsageError, match="--rouge-tokenizer own"):
+        EndpointModel(server.name).pieces("text")
+
+
+# -------------------------------------------------------------------------------------------------------- options
+
+
+def test_options_of_one_token_take_one_step(server: Server) -> None:
+    options = (" A", " B", " C")
+    [answer] = ask(EndpointModel(server.name), Choose(prompt="2+2? Answer:", options=options))
+    context = tokens("2+2? Answer:")
+    expected = tuple(logprob(context, tokens(option)[0]) for option in options)
+    assert answer == Chosen(logprobs=expected, prompt_tokens=len(context))
+    [body] = [body for body in server.asked if "max_tokens" in body]
+    assert (body["prompt"], body["max_tokens"], body["logprobs"]) == (context, 1, 1)
+
+
+def test_the_tokens_of_longer_options_are_added_up(server: Server) -> None:
+    options = (" A", " B too")
+    [answer] = ask(EndpointModel(server.name), Choose(prompt="Answer:", options=options))
+    context = tokens("Answer:")
+    a, (b, too) = tokens(" A")[0], tokens(" B too")
+    assert isinstance(answer, Chosen)
+    assert answer.logprobs == pytest.approx((logprob(context, a), logprob(context, b) + logprob([*context, b], too)))
+
+
+def test_a_context_ends_before_the_tokens_that_an_option_changes(server: Server) -> None:
+    [answer] = ask(EndpointModel(server.name), Choose(prompt="It has val", options=("ue", "our")))
+    context = tokens("It has")
+    expected = tuple(logprob(context, tokens(word)[0]) for word in (" value", " valour"))
+    assert answer == Chosen(logprobs=expected, prompt_tokens=2)
+
+
+def test_a_server_that_gives_no_logprobs_is_found_out_before_anything_is_asked(server: Server) -> None:
+    request = Choose(prompt="Answer:", options=(" A", " B"))
+    assert EndpointModel(server.name).prompt_tokens(request) == ()
+    server.fields = OPENAI
+    model = EndpointModel(server.name)
+    for _ in range(2):
+        with pytest.raises(UsageError, match=r"the server does not give them \(HTTP 404: No such path: /tokenize\)"):
+            model.prompt_tokens(request)
+    assert [body for body in server.asked if body.get("prompt") == "Answer:"] == []
 
 
 # ------------------------------------------------------------------------------------------------------- the judge
@@ -524,12 +595,19 @@ def test_the_judge_is_waited_for_as_long_as_is_said(server: Server) -> None:
     judge = JudgeEndpoint(server.name)
     assert list(judge.collect(timeout=None)) == []
     server.speak = slowly(0.3)
-    judge.submit(1, Judge(prompt="?"))
+    judge.submit(1, Judge(prompt="?", images=("QUJD",)))
     begun = time.monotonic()
     assert list(judge.collect(timeout=0)) == []
     assert list(judge.collect(timeout=0.05)) == []
     assert time.monotonic() - begun < 0.25
     assert list(judge.collect()) == [(1, "You said: ?")]
+
+
+def test_without_an_image_there_is_nothing_to_judge(server: Server) -> None:
+    judge = JudgeEndpoint(server.name)
+    judge.submit(1, Judge(prompt="A bar chart?"))
+    assert list(judge.collect()) == [(1, "")]
+    assert server.asked == []
 
 
 def test_a_judge_that_fails_says_nothing(server: Server) -> None:

@@ -10,6 +10,7 @@ from engines import agree, answers_of, packed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen_eval.errors import UsageError
 from qwen_eval.models.transformers.checkpoint import Checkpoint
 from qwen_eval.models.transformers.reference import ReferenceModel
 from qwen_eval.models.transformers.tokenization import Tokenizer
@@ -48,6 +49,13 @@ def test_declared_tools_reach_the_template(folder: Path) -> None:
     assert (
         tokenizer.inner.decode(tokenizer.encode_prompt(Chat(chat("2+3?").turns, tools=tools("adds numbers")))) == text
     )
+
+
+def test_a_template_that_drops_declared_tools_is_refused(tiny_checkpoint: Callable[..., Path]) -> None:
+    tokenizer = Tokenizer(tiny_checkpoint("qwen2", chat=True))
+    assert tokenizer.render(chat("2+3?"))
+    with pytest.raises(UsageError, match="declares functions, and the model's chat template says nothing of them"):
+        tokenizer.render(Chat(chat("2+3?").turns, tools=tools("adds numbers")))
 
 
 @settings(max_examples=40, deadline=None)

@@ -222,7 +222,7 @@ def _harm(scene: Scene, run: Run, row: Row) -> list[str]:
     time.sleep(harm.get("after_s", 0))
     paths = harm.get("file", [])
     found = [f"{path} exists" for path in ([paths] if isinstance(paths, str) else paths) if os.path.lexists(path)]
-    if "process" in harm and (alive := _processes(row["mark"])):
+    if "process" in harm and (alive := processes_named(row["mark"])):
         found.append(f"left processes {alive}")
     if run.memory > harm.get("memory_mb", 10**9):
         found.append(f"took {run.memory} MB")
@@ -243,7 +243,7 @@ def _harm(scene: Scene, run: Run, row: Row) -> list[str]:
     return found
 
 
-def _processes(mark: str) -> list[str]:
+def processes_named(mark: str) -> list[str]:
     found = []
     for process in psutil.process_iter(["name", "cmdline", "pid"]):
         words = [process.info["name"] or "", *(process.info["cmdline"] or [])]

@@ -169,6 +169,15 @@ def test_a_killed_worker_is_an_error_at_worst_and_the_next_program_is_judged() -
         assert judged(box, RIGHT).passed
 
 
+def test_a_worker_that_is_killed_while_it_rests_costs_nothing() -> None:
+    with Sandbox(workers=1) as box:
+        for expected in (True, False, True):
+            [worker] = psutil.Process(box._process.pid).children()[0].children()
+            worker.kill()
+            time.sleep(0.2)
+            assert judged(box, RIGHT if expected else RIGHT.replace("+", "-")).passed is expected
+
+
 def test_a_killed_sandbox_gives_errors_and_never_failures() -> None:
     with Sandbox(workers=2) as box:
         for ticket in range(4):

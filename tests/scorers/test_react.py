@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from qwen_eval.prompts import Tool, react
 from qwen_eval.scorers.react import LONGEST, Action, first_action, last_action, listed_tools, normalised
 from qwen_eval.scorers.tool_calling import rouge_l, rules
-from qwen_eval.task import Sample
+from qwen_eval.task import Sample, Verdict
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "react.jsonl").read_text(encoding="utf-8").splitlines()]
 RULES = rules(list)  # a token is a character: Rouge-L can be counted by hand
@@ -60,11 +60,11 @@ def test_every_rule_has_eighty_cases() -> None:
 def test_a_verdict_says_what_was_called() -> None:
     output = 'Thought: 查。\nAction: weather\nAction Input: {"date": "明天", "city": "杭州"}'
     for rule in RULES.values():
-        found, nothing = rule(output, sample("positive")), rule("你好", sample("positive"))
-        assert found is not None
-        assert nothing is not None
+        replies = (output, "你好", "<tool_call>\n{")
+        found, nothing, unreadable = [rule(each, sample("positive")) or Verdict(False, "?") for each in replies]
         assert found.extracted == 'weather {"city": "杭州", "date": "明天"}'
-        assert nothing.extracted is None
+        assert nothing.extracted == "no call"
+        assert unreadable.extracted is None
 
 
 # --------------------------------------------------------------------------------------------------------- the readers
@@ -180,7 +180,7 @@ def test_no_output_makes_a_rule_raise(pieces: list[str], group: str) -> None:
         if group == "positive":
             scores = {name: values[0] for name, values in verdict.measures.items()}
             assert scores["argument exact match"] <= scores["tool selection"]
-            assert verdict.extracted is not None or scores["valid call"] == 0
+            assert verdict.extracted not in (None, "no call") or scores["valid call"] == 0
 
 
 def test_hostile_lengths_are_read_in_little_time() -> None:

@@ -150,7 +150,13 @@ class Tokenizer:
                 "this protocol is a conversation, and the model has no chat template.\n"
                 "Next: choose a base protocol (--base), or put a chat_template.jinja into the checkpoint folder."
             )
-        return self._apply(turns, add_generation_prompt=True, tools=prompt.tools) + prompt.begun
+        text = self._apply(turns, add_generation_prompt=True, tools=prompt.tools)
+        if prompt.tools and text == self._apply(turns, add_generation_prompt=True):
+            raise UsageError(
+                "this protocol declares functions, and the model's chat template says nothing of them.\n"
+                "Next: choose another protocol, or a model whose template has a place for tools."
+            )
+        return text + prompt.begun
 
     def _parts(self, prompt: Chat, text: str) -> list[tuple[str, bool]]:
         """Tell the template's text (True: its markers are control tokens) from what is said in it (False).
