@@ -482,6 +482,11 @@ def _engine(
     trusted: bool = False,
 ) -> "Model":
     if model.startswith("endpoint:"):
+        if setting:
+            raise UsageError(
+                f"--settings {setting}: an endpoint decides itself what it does with long contexts.\n"
+                "Next: leave out --settings, or choose a local model."
+            )
         local = {"--engine": engine, "--dtype": dtype, "--device": device}
         return _endpoint(model, local, batch_size=batch_size, deterministic=deterministic)
     from qwen_eval.models.transformers.checkpoint import checked_dtype, locate
