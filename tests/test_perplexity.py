@@ -168,6 +168,28 @@ def test_what_makes_no_sense_is_said_before_anything_runs(cli: Cli, words: tuple
     assert words[0] in err
 
 
+def test_flags_for_lengths_need_a_task_that_is_measured_by_length(cli: Cli) -> None:
+    for words in (("--blocks", "3"), ("--lengths", "64"), ("--plot", "plot.png"), ("--documents", ".")):
+        code, _, err = cli("run", "--task", "gsm8k", "--model", "none", *words, https_proxy="http://127.0.0.1:9")
+        assert code == 2
+        assert f"{words[0]}: expected perplexity among the tasks" in err
+
+
+def test_perplexity_is_not_gated_as_if_it_were_a_score(
+    cli: Cli, tiny_checkpoint: Callable[..., Path], documents: Path
+) -> None:
+    words = ("run", "--task", "perplexity", "--model", str(tiny_checkpoint("qwen2")), "--documents", str(documents))
+    words += ("--lengths", "32", "--blocks", "1")
+    for folder in ("one", "two"):
+        assert cli(*words, "--output-dir", folder)[0] == 0
+    code, _, err = cli("gate", "--baseline", "one", "--candidate", "two")
+    assert code == 2
+    assert "found perplexity" in err
+    code, out, _ = cli(*words, "--dry-run")
+    assert code == 0
+    assert "points" not in out
+
+
 def test_a_plot_needs_a_name_that_says_its_format_and_a_folder(tmp_path: Path) -> None:
     for file in (tmp_path / "plot.txt", tmp_path / "none" / "plot.png"):
         with pytest.raises(UsageError, match="--plot"):

@@ -246,10 +246,8 @@ def run_tasks(
             continue
         wanted = [each for each in wanted if each[0].task.name != name]
     judging = _judge(judge_model)
-    if plot:
-        from qwen_eval.report.plots import check_plot
-
-        check_plot(plot)
+    by_length = {"--lengths": lengths, "--blocks": blocks, "--documents": documents, "--plot": plot}
+    _check_by_length([flag for flag, value in by_length.items() if value], wanted, plot)
     if not dry_run:
         _check_writable(output_dir)
     from qwen_eval.plan import make_plan
@@ -427,6 +425,16 @@ def _models(given: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(named))
 
 
+def _check_by_length(flags: Sequence[str], wanted: Sequence[tuple["Entry", str | None]], plot: Path | None) -> None:
+    """Raise UsageError for flags of tasks measured by length where there is none, and for a plot without a place."""
+    if flags and wanted and not any(entry.task.at_lengths for entry, _ in wanted):
+        raise UsageError(f"{flags[0]}: expected perplexity among the tasks, found none that is measured by length.")
+    if plot:
+        from qwen_eval.report.plots import check_plot
+
+        check_plot(plot)
+
+
 def _long_contexts(settings: str) -> list[str | None]:
     """Return the settings for long contexts that were named, each once; None is the checkpoint's own."""
     from qwen_eval.models.longcontext import settings_of
@@ -534,7 +542,7 @@ def _plan(
     entry, named = wanted
     as_chat = chat or (not base and answering.identity.chat)
     chosen = protocol(entry.task, named) if named else default_protocol(entry.task, chat=as_chat)
-    if not named and not (chat or base):
+    if not named and not (chat or base) and len(entry.task.protocols) > 1:
         kind, other = ("chat", "--base") if as_chat else ("base", "--chat")
         say(f"{model} is a {kind} model: {entry.task.name}@{chosen.name} ({other} for the other kind)")
     place = entry.task.name, chosen.name

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import first_qwen
 import pytest
 import torch
 from engines import TEXTS, agree, answers_of
@@ -223,6 +224,23 @@ def test_a_text_is_tokenized_only_as_far_as_it_is_asked_for(
 
 
 @pytest.mark.parametrize("kind", [PackedModel, ReferenceModel])
+def test_no_more_logits_are_held_at_once_than_those_of_a_chunk(
+    kind: type[ReferenceModel], tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Context x vocabulary is what would not fit: 32,768 x 151,936 are 20 GB."""
+    shapes: list[tuple[int, ...]] = []
+    real = torch.nn.functional.cross_entropy
+
+    def watched(logits: torch.Tensor, *args: Any, **more: Any) -> torch.Tensor:
+        shapes.append(tuple(logits.shape))
+        return real(logits, *args, **more)
+
+    monkeypatch.setattr("torch.nn.functional.cross_entropy", watched)
+    nll(opened(kind, tiny_checkpoint("qwen")), 1500, TEXT * 3)
+    assert shapes == [(512, first_qwen.VOCABULARY), (512, first_qwen.VOCABULARY), (475, first_qwen.VOCABULARY)]
+
+
+@pytest.mark.parametrize("kind", [PackedModel, ReferenceModel])
 def test_blocks_beyond_the_window_are_measured_only_where_that_is_asked_for(
     kind: type[ReferenceModel], tiny_checkpoint: Callable[..., Path]
 ) -> None:
@@ -265,7 +283,7 @@ def test_code_of_a_checkpoint_is_run_only_where_it_is_trusted(
 
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
-    with pytest.raises(ModelError, match=r"code that comes with the checkpoint .*\n?.*--trust-remote-code|auto_map"):
+    with pytest.raises(ModelError, match="if you trust it, add --trust-remote-code"):
         opened(PackedModel, own_code)
     said: list[str] = []
     model = open_model(Checkpoint("own", own_code), device="cpu", trusted=True, say=said.append)

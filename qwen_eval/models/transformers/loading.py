@@ -1,18 +1,17 @@
 """From a checkpoint folder to configuration and weights: through transformers, but for Qwen's first models."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_eval.errors import DeviceError, ModelError
 from qwen_eval.models import qwen1
 from qwen_eval.models.longcontext import LongContext, long_context
-from qwen_eval.models.transformers.checkpoint import first_line
+from qwen_eval.models.transformers.checkpoint import first_line, has_own_code, untrusted
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["has_own_code", "load_weights", "own_long_context", "read_config", "with_setting"]
+__all__ = ["load_weights", "own_long_context", "read_config", "with_setting"]
 
 
 def read_config(folder: Path, *, trusted: bool) -> tuple[str, Any]:
@@ -28,22 +27,9 @@ def read_config(folder: Path, *, trusted: bool) -> tuple[str, Any]:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
     except Exception as error:  # transformers raises whatever the file at fault makes it raise
         if has_own_code(folder) and not trusted:
-            raise ModelError(
-                f"{folder}: this model is code that comes with the checkpoint (auto_map in config.json), and "
-                "transformers has none of its own for it.\n"
-                "Next: read that code; if you trust it, add --trust-remote-code."
-            ) from error
+            raise untrusted(folder) from error
         raise ModelError(f"{folder}: this configuration cannot be read ({first_line(error)}).") from error
     return config.model_type, config.get_text_config()
-
-
-def has_own_code(folder: Path) -> bool:
-    """Return whether a checkpoint brings code that would be run if it were trusted. Never Qwen's first models'."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return bool(config.get("auto_map")) and not qwen1.is_qwen1(folder)
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 # ------------------------------------------------------------------------------------------------------ long contexts

@@ -17,7 +17,13 @@ from qwen_eval.errors import DeviceError, ModelError, QwenEvalError
 from qwen_eval.models import qwen1
 from qwen_eval.models.base import Identity
 from qwen_eval.models.transformers import loading
-from qwen_eval.models.transformers.checkpoint import Checkpoint, checked_dtype, fingerprint, first_line
+from qwen_eval.models.transformers.checkpoint import (
+    Checkpoint,
+    checked_dtype,
+    fingerprint,
+    first_line,
+    has_own_code,
+)
 from qwen_eval.models.transformers.machine import choose_threads, free_memory, is_out_of_memory
 from qwen_eval.models.transformers.tokenization import Tokenizer
 from qwen_eval.task import (
@@ -124,10 +130,10 @@ class ReferenceModel:
         self.dtype = (
             checked_dtype("float32" if kind == "cpu" else "bfloat16") if dtype == "auto" else checked_dtype(dtype)
         )
+        self.kind, self.config = loading.read_config(checkpoint.folder, trusted=trusted)
         self.tokenizer = Tokenizer(checkpoint.folder, trusted=trusted)
         self.batch_size = batch_size
         self.deterministic = deterministic
-        self.kind, self.config = loading.read_config(checkpoint.folder, trusted=trusted)
         self.window: int = getattr(self.config, "max_position_embeddings", None) or 1 << 30
         own = loading.own_long_context(checkpoint.folder, self.kind, self.config)
         self.long = own if setting is None else loading.with_setting(own, setting, self.kind, self.config)
@@ -146,7 +152,7 @@ class ReferenceModel:
             chat_template=None if template is None else _hash(template),
             exact=self.dtype == "float32",
             rope=None if self.kind != qwen1.KIND and self.long == own else self.long.name,
-            remote_code=trusted and loading.has_own_code(checkpoint.folder),
+            remote_code=trusted and has_own_code(checkpoint.folder),
             versions={name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")},
         )
         self._queue: list[tuple[int, Request]] = []

@@ -10,7 +10,7 @@ from typing import Any
 
 from qwen_eval.errors import ModelError, UsageError
 from qwen_eval.models.qwen1 import is_qwen1
-from qwen_eval.models.transformers.checkpoint import first_line
+from qwen_eval.models.transformers.checkpoint import first_line, has_own_code, untrusted
 from qwen_eval.models.transformers.tiktoken_qwen import QwenTokenizer
 from qwen_eval.prompts import opencompass_chatml
 from qwen_eval.task import Chat, Prompt, Turn
@@ -224,6 +224,8 @@ def _loaded(folder: Path, *, trusted: bool) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
     except Exception as error:  # transformers raises whatever the file at fault makes it raise
+        if has_own_code(folder) and not trusted:
+            raise untrusted(folder) from error
         raise ModelError(f"{folder}: the tokenizer cannot be loaded ({first_line(error)}).") from error
 
 
