@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,19 +256,18 @@ def test_blocks_beyond_the_window_are_measured_only_where_that_is_asked_for(
 # ------------------------------------------------------------------------------------------------------- code of others
 
 
-@pytest.fixture
-def own_code(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
+def own_code(tiny_checkpoint: Callable[..., Path], tmp_path: Path, model_type: str) -> Path:
     """A checkpoint whose model is code in its folder: a Qwen2 under another name."""
     folder = Path(shutil.copytree(tiny_checkpoint("qwen2"), tmp_path / "own"))
     config = json.loads((folder / "config.json").read_text())
     config |= {
-        "model_type": "own",
+        "model_type": model_type,
         "architectures": ["OwnModel"],
         "auto_map": {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"},
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "configuration_own.py").write_text(
-        "from transformers import Qwen2Config\n\n\nclass OwnConfig(Qwen2Config):\n    model_type = 'own'\n"
+        f"from transformers import Qwen2Config\n\n\nclass OwnConfig(Qwen2Config):\n    model_type = '{model_type}'\n"
     )
     (folder / "modeling_own.py").write_text(
         "from transformers import Qwen2ForCausalLM\n\nfrom .configuration_own import OwnConfig\n\n\n"
@@ -277,17 +277,48 @@ def own_code(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def test_code_of_a_checkpoint_is_run_only_where_it_is_trusted(
-    own_code: Path, tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    folder = own_code(tiny_checkpoint, tmp_path, "own")
     import transformers.dynamic_module_utils
 
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    monkeypatch.setattr("sys.path", [*sys.path])
     with pytest.raises(ModelError, match="if you trust it, add --trust-remote-code"):
-        opened(PackedModel, own_code)
+        opened(PackedModel, folder)
     said: list[str] = []
-    model = open_model(Checkpoint("own", own_code), device="cpu", trusted=True, say=said.append)
+    model = open_model(Checkpoint("own", folder), device="cpu", trusted=True, say=said.append)
     assert model.identity.remote_code
     assert "answered by the slower reference engine" in said[0]
     request = Generate(prompt="Ann has", max_new_tokens=5)
     agree(answers_of(model, [request]), answers_of(opened(ReferenceModel, tiny_checkpoint("qwen2")), [request]))
+
+
+def test_code_that_calls_itself_by_a_known_kind_is_not_taken_for_it(
+    tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import transformers.dynamic_module_utils
+
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    folder = own_code(tiny_checkpoint, tmp_path, "qwen2")
+    said: list[str] = []
+    model = open_model(Checkpoint("own", folder), device="cpu", trusted=True, say=said.append)
+    assert type(model) is ReferenceModel
+    assert said
+    with pytest.raises(ModelError, match="kind its own code"):
+        opened(PackedModel, folder, trusted=True, setting="yarn")
+    native = open_model(Checkpoint("own", folder), device="cpu", say=pytest.fail)
+    assert isinstance(native, PackedModel), "untrusted, it is transformers' own Qwen2"
+    assert not native.identity.remote_code
+
+
+def test_windows_of_qwens_first_models_are_the_same_in_both_engines(tiny_checkpoint: Callable[..., Path]) -> None:
+    folder = tiny_checkpoint("qwen")
+    fast, slow = (
+        opened(each, folder, setting="dynamic_ntk+logn+window", batch_size=3) for each in (PackedModel, ReferenceModel)
+    )
+    requests: list[Request] = [Generate(prompt=TEXT[: 50 * at], max_new_tokens=30) for at in range(1, 10)]
+    requests += [Choose(prompt=TEXT[: 50 * at], options=("a", " more of it")) for at in range(1, 10)]
+    requests += [Perplexity(text=TEXT, block=300)]
+    agree(answers_of(fast, requests), answers_of(slow, requests))

@@ -92,7 +92,8 @@ def open_model(
     """
     if engine == "auto":
         model = PackedModel(checkpoint, **settings)
-        if supports(model.kind, model.config):
+        # What code of the checkpoint's own does in attention is unknown, whatever kind it calls itself.
+        if supports(model.kind, model.config) and not model.identity.remote_code:
             return model
         say(
             f"{checkpoint.name} (kind {model.kind}): answered by the slower reference engine; the other is not tested "

@@ -25,6 +25,7 @@ from qwen_eval.models.transformers.checkpoint import (
     has_own_code,
 )
 from qwen_eval.models.transformers.machine import choose_threads, free_memory, is_out_of_memory
+from qwen_eval.models.transformers.stream import Stream
 from qwen_eval.models.transformers.tokenization import Tokenizer
 from qwen_eval.task import (
     Answer,
@@ -74,27 +75,6 @@ class Row:
         return self.prompt + self.new
 
 
-class Stream:
-    """The tokens of texts, one text after the other; tokenized as far as they are asked for, and remembered."""
-
-    def __init__(self, texts: str | tuple[str, ...], tokenizer: Tokenizer) -> None:
-        """Begin with nothing."""
-        self.texts = texts
-        self.tokenizer = tokenizer
-        self.ids: list[int] = []
-        self._ahead = iter((texts,) if isinstance(texts, str) else texts)
-
-    def block(self, index: int, size: int) -> list[int] | None:
-        """Return a block of `size` tokens, by its number from 0; None where the texts end before its end."""
-        end = (index + 1) * size
-        while len(self.ids) < end:
-            text = next(self._ahead, None)
-            if text is None:
-                return None
-            self.ids += self.tokenizer.encode(text, control=False)
-        return self.ids[end - size : end]
-
-
 class ReferenceModel:
     """A local checkpoint. The tokenizer is loaded at once, the weights when the first answer is wanted."""
 
@@ -136,7 +116,9 @@ class ReferenceModel:
         self.deterministic = deterministic
         self.window: int = getattr(self.config, "max_position_embeddings", None) or 1 << 30
         own = loading.own_long_context(checkpoint.folder, self.kind, self.config)
-        self.long = own if setting is None else loading.with_setting(own, setting, self.kind, self.config)
+        remote = trusted and has_own_code(checkpoint.folder)
+        kind_said = "its own code" if remote else self.kind
+        self.long = own if setting is None else loading.with_setting(own, setting, kind_said, self.config)
         if self.kind != qwen1.KIND and self.long.rope != "plain":
             self.window = 1 << 30
         self.repetition_penalty = _repetition_penalty(checkpoint.folder)
@@ -152,7 +134,7 @@ class ReferenceModel:
             chat_template=None if template is None else _hash(template),
             exact=self.dtype == "float32",
             rope=None if self.kind != qwen1.KIND and self.long == own else self.long.name,
-            remote_code=trusted and has_own_code(checkpoint.folder),
+            remote_code=remote,
             versions={name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")},
         )
         self._queue: list[tuple[int, Request]] = []
