@@ -21,6 +21,9 @@ from qwen_eval.sandbox import enclosure
 __all__ = ["ENGINES", "start"]
 
 IMAGE: Final = "debian:stable-slim"
+# Nothing of the user's is imported, and sets are in the same order in every process.
+INTERPRETER: Final = (sys.executable, "-s", "-P", "-X", "utf8")
+ENVIRONMENT: Final = {"PYTHONHASHSEED": "0"}
 PATIENCE: Final = 600.0  # seconds: the engine may have to fetch the image
 _UNMASK: Final = {"docker": "systempaths=unconfined", "podman": "unmask=ALL", "runsc": "systempaths=unconfined"}
 ENGINES: Final = tuple(_UNMASK)
@@ -77,12 +80,13 @@ def _accept(server: socket.socket, process: subprocess.Popen[bytes], said: Path,
 
 def _zygote(zygote: Path, boot: str) -> list[str]:
     """The command inside. A virtual environment's interpreter is a link, and the environment is not one's own there."""
-    return [sys.executable, "-I", "-X", "utf8", str(zygote), str(zygote.parents[2]), boot]
+    return [*INTERPRETER, str(zygote), str(zygote.parents[2]), boot]
 
 
 def _run(engine: str, folder: str, distributions: Sequence[str]) -> list[str]:
     """The engine's command up to the image."""
     words = [_program(engine), "run", "--rm", "--network", "none", "--cap-add", "SYS_ADMIN"]
+    words += [f"--env={name}={value}" for name, value in ENVIRONMENT.items()]
     words += ["--runtime", "runsc"] if engine == "runsc" else []
     for option in ("seccomp=unconfined", "apparmor=unconfined", "label=disable", _UNMASK[engine]):
         words += ["--security-opt", option]  # what the zygote does, these forbid; it forbids the programs more

@@ -59,6 +59,10 @@ def _numpy_folder() -> str | None:
     return os.path.dirname(os.path.dirname(found.origin)) if found is not None and found.origin else None
 
 
+FONTS: Final = ("/usr/share/fonts", "/usr/local/share/fonts")
+"""What charts are written with: matplotlib brings no font that has Chinese characters."""
+
+
 def sources(distributions: Sequence[str] = ()) -> dict[str, str]:
     """Return what is bound into the root: {path inside: path outside}. Paths outside are real paths.
 
@@ -67,6 +71,8 @@ def sources(distributions: Sequence[str] = ()) -> dict[str, str]:
     base = sys.base_prefix
     wanted = [*SYSTEM, *DEVICES, os.path.realpath(sys.executable), sysconfig.get_path("stdlib")]
     wanted.append(sysconfig.get_path("platstdlib"))
+    if distributions:
+        wanted += FONTS
     if base != "/usr":
         wanted += [f"{base}/bin", f"{base}/lib", f"{base}/lib64"]
     found = {path: os.path.realpath(path) for path in wanted if os.path.exists(path) and not os.path.islink(path)}

@@ -39,7 +39,7 @@ def launch(
             boot.settimeout(PATIENCE)
             answer = wire.receive_json(boot)
     except wire.BrokenWire:
-        answer = {"stage": "start", "error": f"{sys.executable} -I ended without a word"}
+        answer = {"stage": "start", "error": f"{sys.executable} ended without a word"}
     except BaseException:
         process.kill()
         process.wait()
@@ -56,11 +56,11 @@ def _start() -> tuple[subprocess.Popen[bytes], socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-X", "utf8", str(ZYGOTE), str(ZYGOTE.parents[2]), str(theirs.fileno())],
+            [*container.INTERPRETER, str(ZYGOTE), str(ZYGOTE.parents[2]), str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={},
+            env=container.ENVIRONMENT,
             cwd="/",
             pass_fds=[theirs.fileno()],
             start_new_session=True,  # Ctrl-C is for the harness, which ends the sandbox in order

@@ -13,7 +13,7 @@ When the harness closes its sockets, or dies, the workers end, then pid 1, and w
 import sys
 
 if __name__ == "__main__":
-    # -I keeps this script's folder off the path. The entry goes away again before anything runs.
+    # -P keeps this script's folder off the path. The entry goes away again before anything runs.
     sys.path.insert(0, sys.argv[1])
 
 import contextlib

@@ -515,3 +515,13 @@ def test_no_hostile_step_gets_out_or_hangs_or_disturbs_the_session_beside_it(
         assert set(scene.seen.values()) == {0}
         assert psutil.Process(scene.victim.pid).status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
     assert Dialogue(box)("print(1)") == PRINTS_ONE
+
+
+def test_sets_are_in_the_same_order_after_every_start() -> None:
+    said = []
+    for _ in range(2):
+        with Sessions(workers=1, live=1) as sessions:
+            sessions.submit(1, Step(key=1, code="print(set('abcdefgh'), hash('x'))"))
+            [(_, seen)] = sessions.collect()
+            said.append(seen.messages)
+    assert said[0] == said[1]
