@@ -49,6 +49,12 @@ class Settings(TypedDict, total=False):
     unsafe_exec: bool
     judge_model: str
     rouge_tokenizer: Literal["qwen", "own"]
+    settings: str
+    lengths: str
+    blocks: int | None
+    documents: str | Path | None
+    plot: str | Path | None
+    trust_remote_code: bool
     chat: bool
     base: bool
     output_dir: str | Path

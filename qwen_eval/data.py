@@ -20,7 +20,20 @@ from qwen_eval.paths import home
 from qwen_eval.readers import read_csv, read_json_examples, read_json_lines, read_text
 from qwen_eval.task import DatasetSpec, Row, SplitSpec
 
-__all__ = ["Dataset", "find_dataset", "fingerprint", "mini_dataset", "mini_folder", "package_folder", "present_folder"]
+__all__ = [
+    "Dataset",
+    "documents_dataset",
+    "find_dataset",
+    "fingerprint",
+    "mini_dataset",
+    "mini_folder",
+    "package_folder",
+    "present_folder",
+]
+
+
+TEXTS = (".txt", ".md", ".tex", ".rst", ".adoc")
+"""How the names of text files end."""
 
 
 def fingerprint(rows: Iterable[Row]) -> str:
@@ -241,6 +254,26 @@ def mini_dataset(spec: DatasetSpec, tasks: Path) -> Dataset:
     return Dataset(spec, "the small set that ships with the project", load, folder, mini=True)
 
 
+def documents_dataset(spec: DatasetSpec, folder: Path) -> Dataset:
+    """Return a folder of the user's own text files as a dataset of documents, in the order of their names.
+
+    Packed ones (.gz, .xz) too. Raises DataError where there is none.
+    """
+    files = sorted(file for file in folder.glob("*") if _unpacked_suffix(file) in TEXTS and file.is_file())
+    if not files:
+        raise DataError(f"--documents {folder}: expected a folder with text files ({' '.join(TEXTS)}), found none.")
+
+    def load(split: str) -> list[dict[str, str]]:
+        return [{"file": file.name, "text": read_text(file)} for file in files]
+
+    own = {name: replace(split, rows=0, fingerprint="") for name, split in spec.splits.items()}
+    return Dataset(replace(spec, splits=own), f"from {folder}", load, folder)
+
+
+def _unpacked_suffix(file: Path) -> str:
+    return file.with_suffix("").suffix if file.suffix in (".gz", ".xz") else file.suffix
+
+
 def _read_split(
     spec: DatasetSpec, split: SplitSpec, folder: Path, groups: Sequence[str], counts: Mapping[str, int]
 ) -> list[dict[str, str]]:
@@ -256,13 +289,15 @@ def _read_split(
         if split.part:
             column, numbers = split.part
             found = [row for row in found if row[column].isdecimal() and int(row[column]) in numbers]
+        if split.texts:
+            found = [{**row, "text": read_text(_unpacked(folder / f"{row[split.texts]}.xz"))} for row in found]
         rows += [{"group": group, "row": str(index), **row} for index, row in enumerate(found)] if group else found
     return rows
 
 
 def _unpacked(path: Path) -> Path:
-    """Return a compressed file, or the same without .gz where only that is there."""
-    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    """Return a compressed file, or the same without .gz or .xz where only that is there."""
+    plain = path.with_suffix("") if path.suffix in (".gz", ".xz") else path
     return plain if plain.is_file() and not path.is_file() else path
 
 

@@ -96,6 +96,11 @@ def pair(baseline: Path, candidate: Path, *, rule: str | None = None, cluster: b
     """
     before, after = read_metrics(baseline), read_metrics(candidate)
     for path, metrics in ((baseline, before), (candidate, after)):
+        if "perplexity" in metrics:
+            raise UsageError(
+                f"{path}: expected runs whose samples are right or wrong, found perplexity.\n"
+                "Next: give one `run` command all models or --settings; its table sets them side by side."
+            )
         if metrics["score"] is None:
             raise IncompleteError(
                 f"{path}: this run has no score ({metrics.get('errors', 0):,} errors).\n"

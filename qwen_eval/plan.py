@@ -36,7 +36,8 @@ class Plan:
     does not depend on the limit, nor on sampling. Each sample is asked `repeats` times. `sampling` holds the seed of
     the run, from which `with_sampling` derives one for every answer; None is greedy. A `deterministic` run asks in
     chunks of `CHUNK` samples. `judged` says that there is a judge to be asked, `rouge_tokenizer` whose tokens are
-    counted where they are not those of the task's own vocabulary.
+    counted where they are not those of the task's own vocabulary. `lengths` are those in tokens that a task is measured
+    at.
     """
 
     task: Task
@@ -52,6 +53,7 @@ class Plan:
     sampling: Sampling | None = None
     repeats: int = 1
     deterministic: bool = False
+    lengths: tuple[int, ...] = ()
     judged: bool = False
     rouge_tokenizer: str = ""
 
@@ -110,6 +112,7 @@ class Plan:
             "sampling": drawn and {"temperature": drawn.temperature, "top_p": drawn.top_p, "top_k": drawn.top_k},
             "repeats": self.repeats,
             "deterministic": self.deterministic,
+            **({"lengths": list(self.lengths)} if self.lengths else {}),
             **({"rouge_tokenizer": self.rouge_tokenizer} if self.rouge_tokenizer else {}),
         }
 
@@ -126,6 +129,8 @@ def make_plan(
     sampling: Sampling | None = None,
     repeats: int = 1,
     deterministic: bool = False,
+    lengths: Sequence[int] = (),
+    blocks: int | None = None,
     judged: bool = False,
 ) -> Plan:
     """Read the data, build every prompt, choose the samples. Raises UsageError for a split or shots that do not exist.
@@ -147,7 +152,8 @@ def make_plan(
             f"{allowed.start if len(allowed) == 1 else f'{allowed.start} to {allowed.stop - 1}'} exemplars."
         )
     dataset = dataset.apart()  # a run names what it has read itself, whatever else is run beside it
-    samples = task.samples(dataset, split)
+    lengths = tuple(sorted(set(lengths))) or task.lengths
+    samples = task.at_lengths(lengths, blocks)(dataset, split) if task.at_lengths else task.samples(dataset, split)
     build = protocol.build(dataset, count)
     cut = protocol.cut if published_truncation else None
 
@@ -159,7 +165,9 @@ def make_plan(
         needed = task.programs or (task.checks and (protocol.sessions or judged))
         return checked(asked, task, sample, sessions=protocol.sessions, judged=judged) if needed else asked
 
-    prompts = checksum([[sample.id, request_hash(_first(ask(sample)))] for sample in samples])
+    # More blocks of the same lengths extend a run: the first ones say which texts these are.
+    named = task.at_lengths(lengths, 1)(dataset, split) if task.at_lengths else samples
+    prompts = checksum([[sample.id, request_hash(_first(ask(sample)))] for sample in named])
     chosen = _spread(samples, proportional=protocol.average == "micro")[: _limited(len(samples), limit)]
     order = {sample.id: index for index, sample in enumerate(samples)}
     generates = any(isinstance(_first(ask(sample)), Generate) for sample in samples[:1])
@@ -177,6 +185,7 @@ def make_plan(
         sampling=sampling if generates else None,
         repeats=repeats if generates else 1,
         deterministic=deterministic,
+        lengths=lengths if task.at_lengths else (),
     )
 
 

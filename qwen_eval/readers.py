@@ -8,8 +8,9 @@ import csv
 import gzip
 import io
 import json
+import lzma
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,22 @@ from qwen_eval.errors import DataError
 __all__ = ["read_csv", "read_json_examples", "read_json_lines", "read_text"]
 
 Values = Mapping[str, Sequence[str]]
+_PACKED = {".gz": "gzip", ".xz": "xz"}
+_UNPACK: Mapping[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".xz": lzma.decompress}
 
 
 def read_text(path: Path) -> str:
-    """Return a UTF-8 file as it is (line ends kept), unpacked where its name ends in .gz.
+    """Return a UTF-8 file as it is (line ends kept), unpacked where its name ends in .gz or .xz.
 
-    Raises DataError when it is missing, not UTF-8 or not gzip.
+    Raises DataError when it is missing, not UTF-8 or not packed as its name says.
     """
     try:
         content = path.read_bytes()
-        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+        return _UNPACK.get(path.suffix, bytes)(content).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: this file is missing.") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: expected a whole gzip file ({error}).") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(f"{path}: expected a whole {_PACKED[path.suffix]} file ({error}).") from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise DataError(

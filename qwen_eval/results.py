@@ -23,6 +23,7 @@ from base64 import b64decode
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -40,6 +41,7 @@ from qwen_eval.task import (
     Measured,
     Message,
     Observed,
+    Perplexity,
     Request,
 )
 
@@ -126,6 +128,9 @@ def unsealed(line: bytes) -> dict[str, Any]:
 def request_hash(request: Request | Execute | Cell | Judge) -> str:
     """Return the hash of everything that is asked: prompt, options, stops, limits, sampling, program, test, kind."""
     asked = _without_defaults(asdict(request))
+    if isinstance(request, Perplexity):
+        # Texts of megabytes that many requests share are read once.
+        asked["text"] = _text_hash(request.text)
     if isinstance(asked.get("prompt"), dict):
         asked["prompt"] = _without_defaults(asked["prompt"])
     return checksum({"kind": type(request).__name__, **asked})
@@ -133,6 +138,11 @@ def request_hash(request: Request | Execute | Cell | Judge) -> str:
 
 def _without_defaults(asked: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if name not in LATER or value != LATER[name]}
+
+
+@lru_cache(maxsize=4)
+def _text_hash(text: str | tuple[str, ...]) -> str:
+    return checksum(text)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from qwen_eval.results import checksum, output_of, request_hash, value_of
 from qwen_eval.scorers.choice import most_likely
+from qwen_eval.scorers.perplexity import by_length
 from qwen_eval.stats import effective_size, effective_size_of_repeats, interval, pass_at_k, wilson
 from qwen_eval.task import (
     Answer,
@@ -166,7 +167,8 @@ def metrics(task: Task, protocol: Protocol, records: Sequence[Mapping[str, Any]]
     (micro) or over groups (macro), and the other one of the whole stands beside it. Where a sample ended in an error,
     or its gold is not known, there is no score at all, only counts: what is left is another set of samples. A code task
     has its `pass_at` k beside the score, which is pass@1. A rule that does not apply to every sample counts those it
-    applies to; `measures` are the other numbers it gives, each over the steps that it is about.
+    applies to; `measures` are the other numbers it gives, each over the steps that it is about. Perplexity is no score
+    between 0 and 1: it stands apart, by length.
     """
     items = list(_by("doc_id", records).values())
     ungraded = sum(not each[0]["target"] for each in items)
@@ -204,6 +206,7 @@ def metrics(task: Task, protocol: Protocol, records: Sequence[Mapping[str, Any]]
         "empty": sum(_is_empty(each) for each in records),
         "cut": sum(any(output.get("cut_tokens") for output in each["outputs"]) for each in records),
         "rules": rules,
+        **({"perplexity": {} if errors else by_length(records)} if headline == "perplexity" else {}),
         **({"measures": [asdict(each) for each in task.measures]} if task.measures else {}),
         **({"pass_at": _pass_at(items, headline, withheld=bool(errors or ungraded))} if task.programs else {}),
         "groups": {

@@ -138,10 +138,17 @@ class Choose:
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity:
-    """Give the negative log-likelihood of `text`, cut into non-overlapping blocks of `block` tokens (tail dropped)."""
+    """Give the negative log-likelihood of `text`, cut into non-overlapping blocks of `block` tokens (tail dropped).
 
-    text: str
+    Several texts are one stream: each is tokenized by itself, and their tokens stand one after the other.
+    `index` asks for one of these blocks, from 0; None for all. `beyond` allows blocks that are longer than the model's
+    window: what becomes of them there is the question.
+    """
+
+    text: str | tuple[str, ...]
     block: int
+    index: int | None = None
+    beyond: bool = False
 
 
 Request: TypeAlias = Generate | Choose | Perplexity
@@ -224,7 +231,10 @@ class Chosen:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One value a block: summed negative log-likelihood (nats, float64), predicted tokens, UTF-8 bytes of the block."""
+    """One value a block: summed negative log-likelihood (nats, float64), predicted tokens and their UTF-8 bytes.
+
+    Nothing where the text has no such block.
+    """
 
     nll: tuple[float, ...]
     tokens: tuple[int, ...]
@@ -349,8 +359,9 @@ class SplitSpec:
     `fingerprint` is the pin of the normalised rows without optional columns (`data.fingerprint`). `values` restricts a
     column. Columns in `structured` hold something else than text (lists, numbers) and become its JSON text; an
     `optional` column that a JSON row lacks is "". `part` keeps only those rows of the file whose column is a number in
-    a range. `mini` is the file of the small set where that is called otherwise. `groups` are those of the dataset's
-    groups that have such a file, where not all have. `lines` says that a file called .json has one object a line.
+    a range. `texts` is a column that names a text file beside it, which is read into the column `text`. `mini` is the
+    file of the small set where that is called otherwise. `groups` are those of the dataset's groups that have such a
+    file, where not all have. `lines` says that a file called .json has one object a line.
 
     A split whose official size was never published has `rows` 0 and no `fingerprint`: nothing is pinned, and results
     name what was read.
@@ -363,6 +374,7 @@ class SplitSpec:
     mini: str = ""
     header: bool | tuple[str, ...] = True
     optional: tuple[str, ...] = ()
+    texts: str = ""
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     structured: tuple[str, ...] = ()
     part: tuple[str, range] | None = None
@@ -497,6 +509,9 @@ class Task:
     are rules that ask the sandbox or a judge first. `measures` are the numbers beside the score, in the order of their
     columns. `unrecorded` are columns that are too large to stand in every record.
 
+    A task that is measured at several lengths in tokens has the usual ones in `lengths`, and in `at_lengths` what lists
+    the samples for other ones, and for another number of blocks of each (None: the usual).
+
     `together` says that its protocols are parts of one benchmark: all are run where a user names none.
 
     `prepare` gets what the rules need from outside (a vocabulary), before anything is asked; it raises a MissingError.
@@ -520,6 +535,8 @@ class Task:
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     bad_golds: tuple[str, ...] = ()
     submission: Callable[[Mapping[str, str | None]], object] | None = None
+    lengths: tuple[int, ...] = ()
+    at_lengths: Callable[[Sequence[int], int | None], Callable[[Rows, str], Sequence[Sample]]] | None = None
     together: bool = False
     prepare: Callable[[], None] | None = None
     rules_by_tokens: Callable[[Callable[[str], Sequence[str]]], Mapping[str, Rule]] | None = None

@@ -73,7 +73,12 @@ def read_vocabulary(file: Path) -> Vocabulary:
     except ValueError:
         raise DataError(f"{file}: expected a vocabulary (a token in base64 and its id on each line).") from None
     return Vocabulary(
-        tiktoken.Encoding("qwen", pat_str=_PIECES, mergeable_ranks=ranks, special_tokens=dict(CONTROL_TOKENS))
+        tiktoken.Encoding(
+            "qwen",
+            pat_str=_PIECES,
+            mergeable_ranks=ranks,
+            special_tokens={token: len(ranks) + place for place, token in enumerate(CONTROL_TOKENS)},
+        )
     )
 
 

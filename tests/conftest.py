@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import first_qwen
 import pytest
 
 from qwen_eval import registry
@@ -250,6 +251,10 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_fil
     def make(kind: str = "qwen2", *, chat: bool = True, window: int = 4096, **sizes: int) -> Path:
         key = "-".join(map(str, (kind, chat, window, *sizes.values())))
         if key in made:
+            return made[key]
+        if kind == "qwen":
+            # Not one of transformers': the layout of Qwen's first generation.
+            made[key] = first_qwen.write(tmp_path_factory.mktemp(key), chat=chat, max_position_embeddings=window)
             return made[key]
         common = {
             "vocab_size": 400,

@@ -85,7 +85,7 @@ def test_settings_reach_the_run_and_defaults_are_the_commands(scripted: dict[str
     (loaded,) = run(task="gsm8k", model="toy", limit=0.1, temperature=0.7, repeats=2, seed=3, base=True, overwrite=True)
     expected = {"engine": "auto", "dtype": "auto", "device": "auto", "batch_size": None, "deterministic": False}
     expected |= {"verify": False, "precision": None, "adapter": None, "hub": "huggingface"}
-    assert scripted == expected
+    assert scripted == expected | {"setting": None, "trusted": False}
     assert loaded.path.parent.parent == Path("results")
     assert loaded.manifest["protocol"] == "qwen"
     assert loaded.manifest["sampling"] == {"temperature": 0.7, "top_p": 1.0, "top_k": 0}

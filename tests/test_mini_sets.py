@@ -15,7 +15,7 @@ MINI = Path(__file__).resolve().parents[1] / "tasks" / "_mini"
 SUBJECTS = ("elementary_mathematics", "philosophy", "high_school_geography", "miscellaneous")
 GSM8K_SIZES = {"test": 24, "train": 8}
 MMLU_SIZES = {"test": 6, "dev": 5}
-FILES = {"gsm8k": 3, "mmlu": 8, "ceval": 12, "cmmlu": 8, "math": 4, "bbh": 12}
+FILES = {"gsm8k": 3, "mmlu": 8, "ceval": 12, "cmmlu": 8, "math": 4, "bbh": 12, "longcontext": 4}
 
 NUMBER = r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
 MARK = re.compile(r"<<([^<>=]+)=([^<>=]+)>>")

@@ -329,7 +329,7 @@ def test_what_fails_for_one_model_keeps_nothing_from_the_others(
         (["--engine", "transformer"], 2, "Did you mean 'transformers'?"),
         (["--precision", "int5"], 2, "--precision int5: expected fp32, bf16, fp16, int8, int4."),
         (["--repeats", "2"], 2, "--repeats"),
-        (["--plot", "bars.doc"], 2, "expected a file that ends in .pdf, .png, .svg"),
+        (["--plot", "bars.doc"], 2, "expected a name that ends in .png, .svg, .pdf"),
         (["--reported", "Qwen-8B"], 2, "No published scores of 'Qwen-8B'"),
         (["--device", "cuda:9"], 3, "--device cuda:9: this machine has"),
         (["--hub", "elsewhere"], 2, "huggingface"),

@@ -34,7 +34,9 @@ def print_dry_run(planned: Sequence["Planned"], format: str) -> None:
                 # An endpoint keeps its tokens to itself.
                 "Prompt tokens": f"{sum(map(len, prompts)) * plan.repeats:,}" if any(prompts) else "unknown",
                 "Sharing prefixes": f"{shared_length(prompts):,}" if any(prompts) else "unknown",
-                "Detectable difference": f"{100 * detectable_difference(len(plan.samples)):.1f} points",
+                "Detectable difference": "-"
+                if plan.lengths
+                else f"{100 * detectable_difference(len(plan.samples)):.1f} points",
             }
         )
     click.echo(draw(rows, format))

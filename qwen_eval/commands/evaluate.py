@@ -91,6 +91,7 @@ def evaluate(
     format: str | None,
     by: str,
     effect: bool = False,
+    plot: Path | None = None,
 ) -> list[Path]:
     """Run everything, write each result as soon as it exists, print one table (none where `format` is None).
 
@@ -126,6 +127,11 @@ def evaluate(
         from qwen_eval.report.precision import effect_table
 
         click.echo("\n" + effect_table([load_run(folder) for folder in folders], format=format))
+    if plot and (runs := [each for each in finished if each.get("perplexity")]):
+        from qwen_eval.report.plots import plot_perplexity
+
+        plot_perplexity(runs, plot)
+        say(f"Plot: {plot}")
     failures.end([f"{each['task']}@{each['protocol']}" for each in finished if each["errors"]])
     return folders
 
@@ -202,6 +208,8 @@ def _manifest(plan: "Plan", identity: "Identity", settings: Mapping[str, Any]) -
             "device": identity.device,
             "engine": identity.engine,
             "chat_template": identity.chat_template,
+            **({"rope": identity.rope} if identity.rope else {}),
+            **({"remote_code": True} if identity.remote_code else {}),
         },
         "batch_invariant": identity.exact,
         "versions": {"qwen_eval": __version__, **identity.versions},

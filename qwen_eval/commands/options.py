@@ -13,11 +13,13 @@ from qwen_eval.report.tables import FORMATS
 
 __all__ = [
     "BatchSize",
+    "Lengths",
     "Limit",
     "Models",
     "data_dir",
     "include_path",
     "load_config",
+    "long_context_options",
     "model_options",
     "named",
     "option",
@@ -118,6 +120,50 @@ def sandbox_options(command: Command) -> Command:
     ):
         command = add(command)
     return command
+
+
+def long_context_options(command: Command) -> Command:
+    """--settings, --lengths, --blocks, --documents and --plot: what is beyond a model's training length."""
+    for add in (
+        option(
+            "--plot",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="Draw perplexity by length into a file (.png, .svg, .pdf).",
+        ),
+        option(
+            "--documents",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            help="A folder of text files of your own, for perplexity.",
+        ),
+        option("--blocks", type=click.IntRange(min=1), metavar="N", help="Blocks of each length, for perplexity."),
+        option("--lengths", type=Lengths(), default="", help="Lengths of the blocks in tokens, for perplexity."),
+        option(
+            "--settings",
+            default="",
+            metavar="SETTING,…",
+            help="Beyond the training length: plain, dynamic_ntk, dynamic, yarn or linear, with +logn, +window. "
+            "Each is a run of its own. Default: as the checkpoint says.",
+        ),
+    ):
+        command = add(command)
+    return command
+
+
+class Lengths(click.ParamType[tuple[int, ...]]):
+    """One or more numbers of tokens, separated by commas."""
+
+    name = "N,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Return the numbers, each once."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",") if part.strip()]
+        if not all(part.isdecimal() and int(part) > 1 for part in parts):
+            self.fail(f"expected lengths from 2 tokens, such as 1024,2048, found {value!r}.", param, ctx)
+        return tuple(dict.fromkeys(map(int, parts)))
 
 
 class Limit(click.ParamType[int | float]):

@@ -21,6 +21,7 @@ from qwen_eval.commands.options import (
     data_dir,
     include_path,
     load_config,
+    long_context_options,
     model_options,
     named,
     option,
@@ -146,6 +147,12 @@ __all__ = ["check_writable", "kind", "located", "run", "run_tasks"]
     show_default=True,
     help="Whose tokens Rouge-L counts: one vocabulary for all models, or the model's own, as published.",
 )
+@long_context_options
+@option(
+    "--trust-remote-code/--no-trust-remote-code",
+    is_flag=True,
+    help="Run code that comes with a checkpoint. Qwen's own models never need it.",
+)
 @option("--chat", is_flag=True, help="Use the chat protocol where a task names none.")
 @option("--base", is_flag=True, help="Use the base protocol where a task names none.")
 @option(
@@ -217,6 +224,12 @@ def run_tasks(
     unsafe_exec: bool,
     judge_model: str,
     rouge_tokenizer: str,
+    settings: str,
+    lengths: Sequence[int],
+    blocks: int | None,
+    documents: Path | None,
+    plot: Path | None,
+    trust_remote_code: bool,
     chat: bool,
     base: bool,
     output_dir: Path,
@@ -236,11 +249,10 @@ def run_tasks(
     """
     sampling = _sampling(temperature, top_p, top_k, repeats, seed)
     wanted = _wanted(task, include_path)
-    models = _models(model)
     precisions: list[str | None] = list(named(precision)) or [None]
-    several = len(models) * len(precisions) > 1
+    asked = list(itertools.product(_models(model), precisions, _long_contexts(settings)))
     failures = Failures()
-    datasets = _datasets([entry for entry, _ in wanted], data_dir, failures, allow_mini=not no_mini)
+    datasets = _datasets([entry for entry, _ in wanted], data_dir, documents, failures, allow_mini=not no_mini)
     wanted = [(entry, named) for entry, named in wanted if entry.task.data.name in datasets]
     prepare = {} if dry_run else {entry.task.name: entry.task.prepare for entry, _ in wanted if entry.task.prepare}
     for name, get in prepare.items():
@@ -249,6 +261,8 @@ def run_tasks(
             continue
         wanted = [each for each in wanted if each[0].task.name != name]
     judging = _judge(judge_model)
+    by_length = {"--lengths": lengths, "--blocks": blocks, "--documents": documents, "--plot": plot}
+    _check_by_length([flag for flag, value in by_length.items() if value], wanted, plot)
     if not dry_run:
         check_writable(output_dir)
     from qwen_eval.plan import make_plan
@@ -264,15 +278,18 @@ def run_tasks(
         repeats=repeats,
         deterministic=deterministic,
         judged=judging is not None,
+        lengths=lengths,
+        blocks=blocks,
     )
     # Identified and planned before the first is loaded: a mistake in the command is said before hours of work.
     planned: list[Planned] = []
     made: dict[tuple[str, str], Plan] = {}
-    for wished, loaded_as in itertools.product(models, precisions) if wanted else []:
-        name = f"{wished} in {loaded_as}" if loaded_as else wished
-        with failures.apart(name, MissingError, alone=not several):
+    for given, loaded_as, setting in asked if wanted else []:
+        name = f"{given} in {loaded_as}" if loaded_as else given
+        name = f"{name} ({setting})" if setting else name
+        with failures.apart(name, MissingError, alone=len(asked) == 1):
             answering = _engine(
-                wished,
+                given,
                 precision=loaded_as,
                 adapter=adapter,
                 hub=hub,
@@ -282,6 +299,8 @@ def run_tasks(
                 batch_size=batch_size,
                 deterministic=deterministic,
                 verify=verify_model,
+                setting=setting,
+                trusted=trust_remote_code,
             )
             plans = [
                 _plan(one, answering, name, datasets, made=made, make=make, chat=chat, base=base) for one in wanted
@@ -301,9 +320,9 @@ def run_tasks(
         return []
     if rouge_tokenizer == "own":
         planned = [replace(each, plans=[_by_own_tokens(plan, each.model) for plan in each.plans]) for each in planned]
-    settings: dict[str, Any] = {"seed": seed} | ({"batch_size": batch_size or "auto"} if deterministic else {})
+    further: dict[str, Any] = {"seed": seed} | ({"batch_size": batch_size or "auto"} if deterministic else {})
     if judging is not None:
-        settings["judge_model"] = {"name": judging.identity.name, "fingerprint": judging.identity.fingerprint}
+        further["judge_model"] = {"name": judging.identity.name, "fingerprint": judging.identity.fingerprint}
     with ExitStack() as stack:
         helpers = Helpers(judge=judging)
         code = [plan.name for plan in made.values() if plan.needs_sandbox]
@@ -314,8 +333,8 @@ def run_tasks(
                 sandbox, sessions = _sandboxes(stack, made.values(), judge=judge, walls=walls)
                 helpers = replace(helpers, sandbox=sandbox, sessions=sessions)
                 if opened := sandbox or sessions:
-                    settings["sandbox"] = {"mode": opened.mode, "judge": judge}
-            if "sandbox" not in settings:
+                    further["sandbox"] = {"mode": opened.mode, "judge": judge}
+            if "sandbox" not in further:
                 for each in planned:
                     each.plans[:] = [plan for plan in each.plans if not plan.needs_sandbox]
         return evaluate(
@@ -323,11 +342,12 @@ def run_tasks(
             output_dir,
             failures,
             helpers=helpers,
-            settings=settings,
+            settings=further,
             overwrite=overwrite,
             format=format,
             by=by,
-            effect=precisions != [None],
+            effect=bool(precision),
+            plot=plot,
         )
 
 
@@ -425,18 +445,37 @@ def _models(given: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(named))
 
 
+def _check_by_length(flags: Sequence[str], wanted: Sequence[tuple["Entry", str | None]], plot: Path | None) -> None:
+    """Raise UsageError for flags of tasks measured by length where there is none, and for a plot without a place."""
+    if flags and wanted and not any(entry.task.at_lengths for entry, _ in wanted):
+        raise UsageError(f"{flags[0]}: expected perplexity among the tasks, found none that is measured by length.")
+    if plot:
+        from qwen_eval.report.plots import check_plot
+
+        check_plot(plot)
+
+
+def _long_contexts(settings: str) -> list[str | None]:
+    """Return the settings for long contexts that were named, each once; None is the checkpoint's own."""
+    from qwen_eval.models.longcontext import settings_of
+
+    return [*settings_of(settings)] if settings else [None]
+
+
 def _datasets(
-    entries: Sequence["Entry"], data_dir: Path | None, failures: Failures, *, allow_mini: bool
+    entries: Sequence["Entry"], data_dir: Path | None, documents: Path | None, failures: Failures, *, allow_mini: bool
 ) -> dict[str, "Dataset"]:
-    from qwen_eval.data import find_dataset
+    from qwen_eval.data import documents_dataset, find_dataset
 
     found = {}
     tasks = {entry.task.name: entry for entry in entries}
     for name, entry in tasks.items():
         with failures.apart(name, MissingError, alone=len(tasks) == 1):
-            found[entry.task.data.name] = find_dataset(
-                entry.task.data, tasks=entry.folder, data_dir=data_dir, allow_mini=allow_mini, say=say
-            )
+            spec = entry.task.data
+            if documents and entry.task.at_lengths:
+                found[spec.name] = documents_dataset(spec, documents)
+                continue
+            found[spec.name] = find_dataset(spec, tasks=entry.folder, data_dir=data_dir, allow_mini=allow_mini, say=say)
     return found
 
 
@@ -471,11 +510,18 @@ def _engine(
     batch_size: int | None,
     deterministic: bool,
     verify: bool,
+    setting: str | None = None,
+    trusted: bool = False,
 ) -> "Model":
     if model.startswith("endpoint:"):
         for flag, value in {"--precision": precision, "--adapter": adapter}.items():
             if value:
                 raise UsageError(f"{flag} {value}: an endpoint's weights are loaded by its server.")
+        if setting:
+            raise UsageError(
+                f"--settings {setting}: an endpoint decides itself what it does with long contexts.\n"
+                "Next: leave out --settings, or choose a local model."
+            )
         local = {"--engine": engine, "--dtype": dtype, "--device": device}
         return _endpoint(model, local, batch_size=batch_size, deterministic=deterministic)
     from qwen_eval.models.transformers.checkpoint import checked_dtype
@@ -490,6 +536,7 @@ def _engine(
     from qwen_eval.models.transformers.engine import open_model
 
     settings: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": batch_size}
+    settings |= {"setting": setting, "trusted": trusted}
     return open_model(checkpoint, engine=engine, say=say, deterministic=deterministic, verify=verify, **settings)
 
 
@@ -536,7 +583,7 @@ def _plan(
     entry, named = wanted
     as_chat = chat or (not base and answering.identity.chat)
     chosen = protocol(entry.task, named) if named else default_protocol(entry.task, chat=as_chat)
-    if not named and not (chat or base):
+    if not named and not (chat or base) and len(entry.task.protocols) > 1:
         kind, other = ("chat", "--base") if as_chat else ("base", "--chat")
         say(f"{model} is a {kind} model: {entry.task.name}@{chosen.name} ({other} for the other kind)")
     place = entry.task.name, chosen.name

@@ -120,7 +120,7 @@ def _request(
 
 def _rendered(request: Request, model: str | None) -> str:
     if isinstance(request, Perplexity):
-        return request.text
+        return "".join(request.text)
     if model is None or isinstance(request.prompt, str):
         return as_text(request.prompt)
     from qwen_eval.models.transformers.checkpoint import locate

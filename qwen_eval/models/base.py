@@ -23,7 +23,8 @@ class Identity:
 
     `name` is for people and folder names; `fingerprint` is a hash of weights, configuration and tokenizer. `chat` says
     whether the model's end tokens close a turn of its chat template; `exact` whether answers are independent of the
-    batch size (float32).
+    batch size (float32). `rope` names how contexts beyond the training length are met, None where a model has nothing
+    of the kind; `remote_code` says that code of the checkpoint's own answers.
     """
 
     name: str
@@ -34,6 +35,8 @@ class Identity:
     chat: bool
     chat_template: str | None
     exact: bool
+    rope: str | None = None
+    remote_code: bool = False
     versions: Mapping[str, str] = field(default_factory=dict)
 
 

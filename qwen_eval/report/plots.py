@@ -1,24 +1,58 @@
-"""Plots of what was measured, by matplotlib."""
+"""Plots of what was measured, drawn by matplotlib into files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwen_eval.errors import UsageError
 from qwen_eval.profile import Measurement
+from qwen_eval.report.perplexity import label, parts
 
-__all__ = ["check_plot", "plot_profile"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-KINDS = (".pdf", ".png", ".svg")
+__all__ = ["check_plot", "plot_perplexity", "plot_profile"]
+
+FORMATS = (".png", ".svg", ".pdf")
 
 
 def check_plot(file: Path) -> None:
-    """Raise UsageError where a plot cannot be written to a file of that name."""
-    if file.suffix not in KINDS or not file.absolute().parent.is_dir():
-        raise UsageError(
-            f"--plot {file}: expected a file that ends in {', '.join(KINDS)}, in a folder that exists.\n"
-            "Next: choose another name."
+    """Raise UsageError for a file that cannot become a plot; asked before hours of work."""
+    if file.suffix.lower() not in FORMATS:
+        raise UsageError(f"--plot {file}: expected a name that ends in {', '.join(FORMATS)}, found {file.name}.")
+    if not file.absolute().parent.is_dir():
+        raise UsageError(f"--plot {file}: expected a folder that exists, found no {file.parent}.")
+
+
+def plot_perplexity(runs: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Draw perplexity over length, a line a model and setting, both axes logarithmic; bars are one standard error.
+
+    Raises UsageError where the file cannot be written.
+    """
+    figure = _figure((7, 4.5))
+    axes = figure.subplots()
+    lengths = sorted({length for each in runs for length, _ in parts(each)})
+    for run, marker in zip(runs, "osD^vP*X" * len(runs), strict=False):
+        found = parts(run)
+        axes.errorbar(
+            [length for length, _ in found],
+            [part["perplexity"] for _, part in found],
+            yerr=[part["standard_error"] or 0.0 for _, part in found],
+            label=label(run),
+            marker=marker,
+            markersize=5,
+            # Lines that coincide up to the training length stay visible.
+            fillstyle="none",
+            capsize=3,
         )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.set_xlabel("Length of a block (tokens)")
+    axes.set_ylabel("Perplexity")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    _save(figure, file)
 
 
 def plot_profile(measured: Sequence[Measurement], file: Path) -> None:
@@ -27,9 +61,6 @@ def plot_profile(measured: Sequence[Measurement], file: Path) -> None:
     On a CPU the speed by the processor's seconds has a panel of its own. Raises UsageError where the file cannot be
     written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     titles: dict[str, Callable[[Measurement], Any]] = {
         "New tokens a second, prefill included": lambda each: each.speed,
         "New tokens a processor's second": lambda each: each.processor_speed,
@@ -41,8 +72,7 @@ def plot_profile(measured: Sequence[Measurement], file: Path) -> None:
     series: dict[tuple[str, str, str], dict[tuple[int, int], Measurement]] = {}
     for each in measured:
         series.setdefault((each.model, each.precision, each.engine), {})[each.context, each.new] = each
-    figure = Figure(figsize=(len(shown) * (1.5 + len(lengths)), 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure((len(shown) * (1.5 + len(lengths)), 4.5))
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     width = 0.8 / len(series)
     for axes, (title, of) in zip(panels, shown.items(), strict=True):
@@ -57,7 +87,22 @@ def plot_profile(measured: Sequence[Measurement], file: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", fontsize="small", frameon=False)
+    _save(figure, file)
+
+
+def _figure(size: tuple[float, float]) -> "Figure":
+    """Return an empty figure that needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: "Figure", file: Path) -> None:
+    """Write a figure, without a date in it: the same numbers give the same file. Raises UsageError."""
     try:
-        figure.savefig(file, dpi=150)
+        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix.lower() == ".svg" else None)
     except OSError as error:
         raise UsageError(f"--plot {file}: cannot be written ({error.strerror}).") from None

@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qwen_eval.report.perplexity import by_length, long, notes
+
 __all__ = ["BY", "FORMATS", "draw", "results"]
 
 FORMATS = ("text", "md", "csv", "json", "latex")
@@ -22,13 +24,25 @@ def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: s
     `by` says, categories or subjects; last, how many golds are known to be wrong.
     Scores are percentages with their 95 % Wilson interval; n counts items ("164 x 10" where each was asked ten times),
     the columns after the interval count answers.
+    Perplexity has tables of its own, by length.
     `csv` is one long table, `json` the metrics themselves.
     """
     if format == "json":
         return json.dumps(list(metrics), ensure_ascii=False, indent=1, sort_keys=True)
-    if format == "csv":
-        return draw(_long(_told_apart(metrics)), format)
     metrics = _told_apart(metrics)
+    lengthwise = [each for each in metrics if "perplexity" in each]
+    metrics = [each for each in metrics if "perplexity" not in each]
+    if format == "csv":
+        return draw([*_long(metrics), *(row for each in lengthwise for row in long(each))], format)
+    parts = [draw(rows, format) for rows in by_length(lengthwise)]
+    parts += notes(lengthwise) if format != "latex" else []
+    return "\n\n".join([*_scores(metrics, format, by), *parts])
+
+
+def _scores(metrics: Sequence[Mapping[str, Any]], format: str, by: str) -> list[str]:
+    """Return the tables of runs that have scores."""
+    if not metrics:
+        return []
     headlines = [_headline(each) for each in metrics]
     parts = [draw(headlines, format)]
     models = {row["Model"] for row in headlines}
@@ -60,7 +74,7 @@ def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: s
             for each in metrics
             if each["bad_golds"]
         )
-    return "\n\n".join(parts)
+    return parts
 
 
 def draw(rows: Sequence[Mapping[str, Any]], format: str = "text") -> str:

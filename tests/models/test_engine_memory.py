@@ -204,11 +204,11 @@ def test_memory_that_runs_out_while_a_prefix_is_cut_loses_nothing(
     finding = False
     calls = 0
 
-    def searched(self: PrefixTree, tokens: Sequence[int]) -> Prefix:
+    def searched(self: PrefixTree, tokens: Sequence[int], stretch: float) -> Prefix:
         nonlocal finding
         finding = True
         try:
-            return find(self, tokens)
+            return find(self, tokens, stretch)
         finally:
             finding = False
 

@@ -21,6 +21,7 @@ class Asked:
 
     tokens: list[int]
     name: int = 0
+    stretch: float = 1.0
 
 
 def runs(most: int) -> st.SearchStrategy[list[int]]:
@@ -103,6 +104,25 @@ def test_of_equal_prompts_all_but_the_last_token_is_shared() -> None:
     assert lined_up([[1] * 17, [1] * 17]).branches(0) == [16]
     assert lined_up([[1] * 16, [1] * 16]).branches(0) == []
     assert lined_up([[1] * 17]).branches(0) == []
+
+
+def test_prompts_of_another_stretch_share_nothing_however_alike_they_are() -> None:
+    waiting: Waiting[Asked] = Waiting()
+    waiting.add([Asked([1] * 40, 0, 3.0), Asked([1] * 30, 1), Asked([1] * 40, 2, 3.0), Asked([1] * 40, 3)])
+    assert waiting.branches(0) == [29]
+    assert [waiting.take().name for _ in range(2)] == [1, 3]
+    assert waiting.repeats
+    assert waiting.branches(0) == [39]
+    tree = PrefixTree(1000)
+    compute(tree.add(tree.find([1] * 41), [1] * 40))
+    assert tree.find([1] * 41).end == 40
+    stretched = tree.find([1] * 41, 3.0)
+    assert (stretched.end, stretched.stretch) == (0, 3.0)
+    compute(tree.add(stretched, [1] * 20))
+    assert tree.find([1] * 41, 3.0).end == 20
+    assert tree.find([1] * 19 + [2], 3.0).stretch == 3.0, "a part of it, too"
+    tree.trim(0)
+    assert tree.find([1] * 41).end == tree.find([1] * 41, 3.0).end == 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- tree

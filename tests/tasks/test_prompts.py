@@ -25,7 +25,10 @@ REAL = json.loads((HERE / "golden_real.json").read_text(encoding="utf-8"))
 
 def asked(request: Request) -> str:
     """The prompt as text, and after a line what is asked of it."""
-    assert not isinstance(request, Perplexity)
+    if isinstance(request, Perplexity):
+        texts = "".join(request.text)
+        digest = hashlib.sha256(texts.encode()).hexdigest()
+        return f"{len(texts):,} characters, SHA-256 {digest}\n--- {(request.block, request.index, request.beyond)!r}"
     text = as_text(request.prompt)
     what = request.options if isinstance(request, Choose) else (request.max_new_tokens, request.stops)
     return f"{text}\n--- {what!r}"

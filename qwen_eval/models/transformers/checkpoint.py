@@ -11,9 +11,21 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from qwen_eval.errors import ModelError, UsageError, did_you_mean
+from qwen_eval.models.qwen1 import is_qwen1
 from qwen_eval.paths import home
 
-__all__ = ["HUBS", "PRECISIONS", "Checkpoint", "checked_dtype", "fingerprint", "first_line", "identify", "locate"]
+__all__ = [
+    "HUBS",
+    "PRECISIONS",
+    "Checkpoint",
+    "checked_dtype",
+    "fingerprint",
+    "first_line",
+    "has_own_code",
+    "identify",
+    "locate",
+    "untrusted",
+]
 
 HUBS = ("huggingface", "modelscope")
 """Where a model's id is looked up; the first unless the user names another."""
@@ -267,6 +279,25 @@ class _Digests:
             partial.replace(self.file)
         except OSError:
             return
+
+
+def has_own_code(folder: Path) -> bool:
+    """Return whether a checkpoint brings code that would be run if it were trusted. Never Qwen's first models'."""
+    if is_qwen1(folder):
+        return False
+    for name in ("config.json", "tokenizer_config.json"):
+        with suppress(OSError, ValueError, AttributeError):
+            if json.loads((folder / name).read_text(encoding="utf-8")).get("auto_map"):
+                return True
+    return False
+
+
+def untrusted(folder: Path) -> ModelError:
+    """Return the error for a checkpoint that cannot be read without running its code."""
+    return ModelError(
+        f"{folder}: this model is code that comes with the checkpoint (auto_map in its configuration), and "
+        "transformers has none of its own for it.\nNext: read that code; if you trust it, add --trust-remote-code."
+    )
 
 
 def checked_dtype(name: str) -> str:

@@ -70,6 +70,7 @@ KINDS = (
     "olmoe",
     "phi",
     "phi3",
+    "qwen",
     "qwen2",
     "qwen2_moe",
     "qwen3",
@@ -91,7 +92,8 @@ def open_model(
     """
     if engine == "auto":
         model = PackedModel(checkpoint, **settings)
-        if supports(model.kind, model.config):
+        # What code of the checkpoint's own does in attention is unknown, whatever kind it calls itself.
+        if supports(model.kind, model.config) and not model.identity.remote_code:
             return model
         say(
             f"{checkpoint.name} (kind {model.kind}): answered by the slower reference engine; the other is not tested "
@@ -198,7 +200,7 @@ class PackedModel(ReferenceModel):
                 if refused:
                     failed.append((ticket, refused))
                 else:
-                    self._choices.add([Options(ticket, context, options, cut)])
+                    self._choices.add([Options(ticket, context, options, cut, self.long.stretch(len(context)))])
         self._queue = []
         return failed
 
@@ -281,7 +283,7 @@ class PackedModel(ReferenceModel):
         if not rows or self.deterministic:
             return True
         row = self._prompts.first
-        own = len(row.tokens) - self._tree.find(row.tokens).end
+        own = len(row.tokens) - self._tree.find(row.tokens, row.stretch).end
         kept = sum(each.kept for each in rows)
         if own >= LONG.get(self.device.type, LONG["cuda"]):
             own, kept = 0, kept + own
@@ -303,7 +305,7 @@ class PackedModel(ReferenceModel):
             if len(rows) > before and (len(packing.ids) >= self._pass_tokens or not self._fits(rows)):
                 break
             repeats, row = self._prompts.repeats, self._prompts.first
-            if same is None or same.tokens != row.tokens:
+            if same is None or (same.prefix.stretch, same.tokens) != (row.stretch, row.tokens):
                 keep_from = 1 if repeats else LONG.get(self.device.type, LONG["cuda"])
                 prefix, kept = packing.add_first(self._prompts, row=len(rows), keep_from=keep_from)
                 same = Same(row.tokens, prefix) if repeats else None
@@ -350,6 +352,7 @@ class PackedModel(ReferenceModel):
             Step(self._slab, [each.own for each in rows], list(members.items())),
             ids=[each.row.new[-1] for each in rows],
             positions=[each.prefix.end + each.own for each in rows],
+            stretches=[each.prefix.stretch for each in rows],
             wanted=list(range(len(rows))),
         )
         self._take_tokens([each.row for each in rows], logits)
@@ -411,7 +414,7 @@ class PackedModel(ReferenceModel):
         """Negative log-likelihood of a block: every chunk is a prefix of the next."""
         import torch
 
-        total, prefix = 0.0, Prefix(None, ())
+        total, prefix = 0.0, Prefix(None, (), stretch=self.long.stretch(len(block)))
         for at in range(0, len(block) - 1, self._chunk):
             part = block[at : min(at + self._chunk, len(block) - 1)]
             packing = Packing(self._tree)
@@ -431,20 +434,35 @@ class PackedModel(ReferenceModel):
         """Run a pass over prompts; return the wanted logits, [wanted, vocabulary]."""
         self._counters["batches"] += 1
         return self._forward_packed(
-            packing.prompts, ids=packing.ids, positions=packing.positions, wanted=packing.wanted
+            packing.prompts,
+            ids=packing.ids,
+            positions=packing.positions,
+            stretches=packing.stretches,
+            wanted=packing.wanted,
         )
 
     def _forward_packed(
-        self, packed: Pass, *, ids: Sequence[int], positions: Sequence[int], wanted: Sequence[int]
+        self,
+        packed: Pass,
+        *,
+        ids: Sequence[int],
+        positions: Sequence[int],
+        stretches: Sequence[float],
+        wanted: Sequence[int],
     ) -> "torch.Tensor":
-        """Run a packed pass; return the wanted logits, [wanted, vocabulary]."""
+        """Run a packed pass; return the wanted logits, [wanted, vocabulary].
+
+        Ids, positions and the stretches of the rotary embedding have one entry a token.
+        """
         import torch
 
         self._report(len(ids))
         self._counters["computed_tokens"] += len(ids)
+        places = torch.tensor([positions], device=self.device)
         out = self._weights()(
+            **self._long_context([stretches], places),
             input_ids=torch.tensor([ids], device=self.device),
-            position_ids=torch.tensor([positions], device=self.device),
+            position_ids=places,
             # Four dimensions: taken as it is, not made into a causal mask. Attention reads the pass instead.
             attention_mask=torch.ones(1, 1, 1, 1, device=self.device),
             # A list: it fits whichever device the last layer is on.

@@ -26,17 +26,22 @@ BLOCK = {"cpu": 1, "cuda": 512}
 """Pieces that follow the same prefix are attended together up to so many tokens, which is fewer calls and some scores
 that are masked away. Measured on a CPU: a call for each piece is the faster way."""
 
+MASKS = 2
+"""Masks that a block keeps for the next layers: with windows of different sizes one for every layer would be too many.
+"""
+
 
 class Prefix:
     """Keys and values of `tokens`, which follow another prefix: per layer [key-value heads, tokens, head size].
 
-    `start` tokens come before. `children` continue it, by their first token; `users` counts the running rows that
-    attend to it, directly or through what continues it, and `used` says when it was last found: a tree of prefixes
-    decides by them what to keep.
+    `start` tokens come before. `stretch` is that of the rotary embedding they were computed with. `children` continue
+    it, by their first token; `users` counts the running rows that attend to it, directly or through what continues it,
+    and `used` says when it was last found: a tree of prefixes decides by them what to keep.
     """
 
-    def __init__(self, parent: "Prefix | None", tokens: Sequence[int]) -> None:
+    def __init__(self, parent: "Prefix | None", tokens: Sequence[int], *, stretch: float = 1.0) -> None:
         self.parent = parent
+        self.stretch: float = parent.stretch if parent else stretch
         self.tokens = tokens
         self.start: int = parent.end if parent else 0
         self.keys: dict[int, torch.Tensor] = {}
@@ -148,9 +153,15 @@ def _attention(
     packed: Pass,
     scaling: float,
     sliding_window: int | None = None,
+    query_scale: torch.Tensor | None = None,
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return [1, tokens, heads, head size] for query, key and value of [1, heads, tokens, head size]."""
+    """Return [1, tokens, heads, head size] for query, key and value of [1, heads, tokens, head size].
+
+    `query_scale`, [1, tokens], multiplies the queries (LogN).
+    """
+    if query_scale is not None:
+        query = query * query_scale[:, None, :, None].to(query)
     return packed.attend(module.layer_idx, query[0], key[0], value[0], scaling, sliding_window)[None], None
 
 
@@ -241,7 +252,8 @@ class _Block:
         """Return [the block's tokens, heads, head size]."""
         query, key, value = (held[:, self.start : self.end] for held in (query, key, value))
         heads, count, size = query.shape
-        chain = self.prefix.chain()
+        # What is too far back for the first of these tokens is too far back for all.
+        chain = [node for node in self.prefix.chain() if window is None or node.end > self.prefix.end - window + 1]
         attention = torch.nn.functional.scaled_dot_product_attention
         if not chain and len(self.counts) == 1 and (window is None or count <= window):
             shared = heads != key.shape[0]
@@ -273,6 +285,8 @@ class _Block:
                 own &= place > place[:, None] - window
             hidden = ~torch.cat([prefix, own], dim=1)
             mask = torch.zeros(hidden.shape, dtype=query.dtype, device=device).masked_fill(hidden, float("-inf"))
+            if len(self.masks) == MASKS:
+                del self.masks[next(iter(self.masks))]
             self.masks[known] = mask.repeat(times, 1)
         return self.masks[known]
 

@@ -26,6 +26,7 @@ class Options:
     tokens: list[int]
     options: list[list[int]]
     cut: int
+    stretch: float = 1.0
 
 
 @dataclass
@@ -63,6 +64,7 @@ class Packing:
         self.prompts = Prompts(slab)
         self.ids: list[int] = []
         self.positions: list[int] = []
+        self.stretches: list[float] = []
         self.wanted: list[int] = []
         self._added: list[Prefix] = []
 
@@ -71,6 +73,7 @@ class Packing:
         self.prompts.pieces.append(Piece(len(self.ids), len(tokens), prefix, into, row))
         self.ids += tokens
         self.positions += range(prefix.end, prefix.end + len(tokens))
+        self.stretches += [prefix.stretch] * len(tokens)
 
     def add_prefix(self, tokens: Sequence[int], prefix: Prefix, *, shared: bool = False) -> Prefix:
         """Add tokens whose keys and values are kept, for other requests to find where they are `shared`."""
@@ -92,7 +95,7 @@ class Packing:
         Returns the prefix that what follows attends to, and how many tokens of the prompt's own it holds.
         """
         tokens: list[int] = waiting.first.tokens
-        prefix = self.tree.find(tokens)
+        prefix = self.tree.find(tokens, waiting.first.stretch)
         for end in waiting.branches(prefix.end):
             prefix = self.add_prefix(tokens[prefix.end : end], prefix, shared=True)
         own = tokens[prefix.end :]

@@ -27,12 +27,16 @@ class HasTokens(Protocol):
     def tokens(self) -> list[int]:
         """The prompt's token ids."""
 
+    @property
+    def stretch(self) -> float:
+        """How far the rotary embedding is stretched for it: only prompts with the same number can share anything."""
+
 
 Item = TypeVar("Item", bound=HasTokens)
 
 
 class Waiting(Generic[Item]):
-    """Requests in the order of their prompts' tokens."""
+    """Requests in the order of their prompts' tokens, and before that of the stretch."""
 
     def __init__(self) -> None:
         self._items: list[Item] = []
@@ -43,7 +47,7 @@ class Waiting(Generic[Item]):
     def add(self, items: Iterable[Item]) -> None:
         """Line up more requests; those with equal prompts in the order in which they came."""
         for item in items:
-            bisect.insort(self._items, item, key=_tokens)
+            bisect.insort(self._items, item, key=_order)
 
     @property
     def first(self) -> Item:
@@ -53,7 +57,7 @@ class Waiting(Generic[Item]):
     @property
     def repeats(self) -> bool:
         """Whether the request after the next one has the same prompt."""
-        return len(self._items) > 1 and self._items[0].tokens == self._items[1].tokens
+        return len(self._items) > 1 and _order(self._items[0]) == _order(self._items[1])
 
     def take(self) -> Item:
         """Take the next request out."""
@@ -62,7 +66,7 @@ class Waiting(Generic[Item]):
     def put_back(self, items: Sequence[Item]) -> None:
         """Line up requests that were taken, before those with equal prompts."""
         for item in reversed(items):
-            bisect.insort_left(self._items, item, key=_tokens)
+            bisect.insort_left(self._items, item, key=_order)
 
     def branches(self, begin: int) -> list[int]:
         """Return where the prefixes end that the next request shares with later ones, behind `begin`, the longest last.
@@ -72,7 +76,7 @@ class Waiting(Generic[Item]):
         ends: list[int] = []
         least = len(self._items[0].tokens) - 1
         for item, later in itertools.pairwise(self._items):
-            least = min(least, common_length(item.tokens, later.tokens))
+            least = min(least, common_length(item.tokens, later.tokens) if item.stretch == later.stretch else 0)
             if least < begin + SHORTEST:
                 break
             if not ends or least < ends[-1]:
@@ -85,8 +89,8 @@ class Waiting(Generic[Item]):
         return cuts
 
 
-def _tokens(item: HasTokens) -> list[int]:
-    return item.tokens
+def _order(item: HasTokens) -> tuple[float, list[int]]:
+    return item.stretch, item.tokens
 
 
 class PrefixTree:
@@ -95,15 +99,16 @@ class PrefixTree:
     def __init__(self, most: int) -> None:
         self.most = most
         self.root = Prefix(None, ())
+        self._roots = {self.root.stretch: self.root}
         self._clock = 0
 
-    def find(self, tokens: Sequence[int]) -> Prefix:
+    def find(self, tokens: Sequence[int], stretch: float = 1.0) -> Prefix:
         """Return the longest prefix of a prompt that exists and leaves at least its last token; the root, if none does.
 
-        A prefix of which only a part fits is cut in two there.
+        A prefix of which only a part fits is cut in two there. Each `stretch` of the rotary embedding has its own root.
         """
         self._clock += 1
-        node, limit = self.root, len(tokens) - 1
+        node, limit = self._root(stretch), len(tokens) - 1
         while node.end < limit:
             rest = tokens[node.end : limit]
             alike = [(common_length(child.tokens, rest), child) for child in node.children.get(rest[0], ())]
@@ -145,8 +150,13 @@ class PrefixTree:
                 self.drop(node)
                 held -= len(node.tokens)
 
+    def _root(self, stretch: float) -> Prefix:
+        if stretch not in self._roots:
+            self._roots[stretch] = Prefix(None, (), stretch=stretch)
+        return self._roots[stretch]
+
     def _nodes(self) -> list[Prefix]:
-        found, stack = [], [self.root]
+        found, stack = [], list(self._roots.values())
         while stack:
             more = [child for children in stack.pop().children.values() for child in children]
             found += more

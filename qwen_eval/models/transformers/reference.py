@@ -8,16 +8,17 @@ silence. What it does not do: share prefixes between prompts.
 import itertools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from qwen_eval.errors import DeviceError, ModelError
+from qwen_eval.errors import DeviceError, ModelError, QwenEvalError, UsageError
+from qwen_eval.models import qwen1
 from qwen_eval.models.base import Identity
-from qwen_eval.models.transformers.adapters import with_adapter
-from qwen_eval.models.transformers.checkpoint import Checkpoint, checked_dtype, first_line, identify
+from qwen_eval.models.transformers import loading
+from qwen_eval.models.transformers.checkpoint import Checkpoint, checked_dtype, first_line, has_own_code, identify
 from qwen_eval.models.transformers.machine import (
     choose_threads,
     free_memory,
@@ -30,10 +31,10 @@ from qwen_eval.models.transformers.quantisation import (
     SHARE_OF_STORED,
     check_quantisation,
     is_quantised,
-    loading_settings,
     packages,
     precision_name,
 )
+from qwen_eval.models.transformers.stream import Stream
 from qwen_eval.models.transformers.tokenization import Tokenizer
 from qwen_eval.task import (
     Answer,
@@ -51,6 +52,8 @@ from qwen_eval.task import (
 
 if TYPE_CHECKING:
     import torch
+
+    from qwen_eval.models.transformers.rotary import Rotary
 
 __all__ = ["ReferenceModel", "Row", "cache_bytes", "left_cut", "scales_with_length"]
 
@@ -73,6 +76,7 @@ class Row:
     cut: int
     limit: int
     new: list[int] = field(default_factory=list)
+    stretch: float = 1.0
 
     @property
     def tokens(self) -> list[int]:
@@ -94,18 +98,22 @@ class ReferenceModel:
         batch_size: int | None = None,
         deterministic: bool = False,
         verify: bool = False,
+        setting: str | None = None,
+        trusted: bool = False,
     ) -> None:
         """Identify the checkpoint. Raises ModelError, DeviceError, UsageError.
 
         `deterministic`: neither free memory nor a clock decides what is computed together, nor with how many threads.
         `verify`: read every file for the fingerprint, also those whose digest is remembered.
+        `setting`: how contexts beyond the training length are met (`longcontext.py`); None: as the checkpoint says.
+        `trusted`: code that comes with the checkpoint may be run.
         """
         import importlib.metadata
 
         import torch
-        import transformers
 
         self.checkpoint = checkpoint
+        self.trusted = trusted
         self.device = _device(device)
         kind = self.device.type
         if checkpoint.precision and not checkpoint.quantisation:
@@ -113,35 +121,41 @@ class ReferenceModel:
         self.dtype = (
             checked_dtype("float32" if kind == "cpu" else "bfloat16") if dtype == "auto" else checked_dtype(dtype)
         )
-        self.tokenizer = Tokenizer(checkpoint.tokenizer, model=checkpoint.folder)
+        self.kind, self.config = loading.read_config(checkpoint.folder, trusted=trusted)
+        if self.kind == qwen1.KIND and checkpoint.quantisation:
+            raise UsageError(
+                f"--precision {checkpoint.quantisation}: Qwen's first models are not quantised when they are loaded.\n"
+                "Next: give the Int4 or Int8 checkpoint of the model, or leave out --precision for it."
+            )
+        check_quantisation(checkpoint, self.config)
+        self.quantised = is_quantised(checkpoint, self.config)
+        self.tokenizer = Tokenizer(checkpoint.tokenizer, model=checkpoint.folder, trusted=trusted)
         self.batch_size = batch_size
         self.deterministic = deterministic
-        try:
-            config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
-        except Exception as error:  # transformers raises whatever the file at fault makes it raise
-            raise ModelError(
-                f"{checkpoint.folder}: this configuration cannot be read ({first_line(error)})."
-            ) from error
-        self.kind: str = config.model_type
-        check_quantisation(checkpoint, config)
-        self.quantised = is_quantised(checkpoint, config)
-        self.config = config.get_text_config()
         self.window: int = getattr(self.config, "max_position_embeddings", None) or 1 << 30
+        own = loading.own_long_context(checkpoint.folder, self.kind, self.config)
+        remote = trusted and has_own_code(checkpoint.folder)
+        kind_said = "its own code" if remote else self.kind
+        self.long = own if setting is None else loading.with_setting(own, setting, kind_said, self.config)
+        if self.kind != qwen1.KIND and self.long.rope != "plain":
+            self.window = 1 << 30
         self.repetition_penalty = _repetition_penalty(checkpoint.folder)
         self._auto_batch = AUTO_BATCH if kind == "cuda" else _rows_in_memory(self.config)
         template = self.tokenizer.template
         self.identity = Identity(
             name=checkpoint.name,
-            fingerprint=identify(checkpoint, verify=verify),
-            dtype=precision_name(checkpoint, config, self.dtype),
+            fingerprint=self._fingerprint(verify=verify),
+            dtype=precision_name(checkpoint, self.config, self.dtype),
             device=torch.cuda.get_device_name(self.device) if kind == "cuda" else kind,
             engine=self.engine,
             chat=self.tokenizer.is_chat,
             chat_template=None if template is None else _hash(template),
             exact=self.dtype == "float32" and not self.quantised,
+            rope=None if self.kind != qwen1.KIND and self.long == own else self.long.name,
+            remote_code=remote,
             versions={
                 name: importlib.metadata.version(name)
-                for name in ("torch", "transformers", "tokenizers", *packages(checkpoint, config))
+                for name in ("torch", "transformers", "tokenizers", *packages(checkpoint, self.config))
             },
         )
         self._queue: list[tuple[int, Request]] = []
@@ -151,6 +165,8 @@ class ReferenceModel:
         self._model: Any = None
         self._load_seconds = 0.0
         self._load_peak = 0
+        self._rotary: Rotary | None = None
+        self._stream: Stream | None = None
 
     # ---------------------------------------------------------------------------------------------- the model protocol
 
@@ -187,7 +203,8 @@ class ReferenceModel:
     def prompt_tokens(self, request: Request) -> tuple[int, ...]:
         """Return the token ids of a request's prompt."""
         if isinstance(request, Perplexity):
-            return tuple(self.tokenizer.encode(request.text, control=False))
+            blocks = list(self._blocks(request))
+            return tuple(itertools.chain.from_iterable(blocks))
         return tuple(self.tokenizer.encode_prompt(request.prompt))
 
     def pieces(self, text: str) -> tuple[str, ...]:
@@ -201,6 +218,8 @@ class ReferenceModel:
         """Let go of the weights and of what is queued."""
         self._queue = []
         self._model = None
+        self._rotary = None
+        self._stream = None
         self._report = lambda tokens: None
         release_memory(self.device)
 
@@ -237,7 +256,7 @@ class ReferenceModel:
 
     def _rows(self, kind: type) -> int:
         """Return how many requests are answered together: what the user said, else by kind and memory."""
-        if scales_with_length(self.config):
+        if kind is Perplexity or scales_with_length(self.config):
             return 1
         if self.batch_size:
             return self.batch_size
@@ -267,7 +286,7 @@ class ReferenceModel:
             return answers
         ids, mask = self._left_padded([row.prompt for row in rows])
         self._counters["prompt_tokens"] += int(mask.sum())
-        logits, cache = self._forward(ids, mask, None, keep=1)
+        logits, cache = self._forward(ids, mask, None, keep=1, stretches=[row.stretch for row in rows])
         while True:
             self._take_tokens(rows, logits[:, -1])
             finished = [self._finished(row) for row in rows]
@@ -283,7 +302,7 @@ class ReferenceModel:
             ids = ids.new_tensor([[row.new[-1]] for row in rows])
             mask = _with_column(mask)
             self._counters["decode_slots"] += len(rows)
-            logits, cache = self._forward(ids, mask, cache, keep=1)
+            logits, cache = self._forward(ids, mask, cache, keep=1, stretches=[row.stretch for row in rows])
 
     def _row(self, ticket: int, request: Generate) -> Row | Failed:
         """Tokenize a prompt; fail where it leaves no room in the window."""
@@ -294,7 +313,8 @@ class ReferenceModel:
         refused = self._refused(len(prompt), 1)
         if refused:
             return refused
-        return Row(ticket, request, prompt, cut, min(request.max_new_tokens, self.window - len(prompt)))
+        limit = min(request.max_new_tokens, self.window - len(prompt))
+        return Row(ticket, request, prompt, cut, limit, stretch=self.long.stretch(len(prompt)))
 
     def _take_tokens(self, rows: Sequence[Row], logits: "torch.Tensor") -> None:
         """Give every row its next token; logits [rows, vocabulary]."""
@@ -370,7 +390,9 @@ class ReferenceModel:
         if single:
             ids, mask = self._left_padded([context for _, context, _, _ in single])
             self._counters["prompt_tokens"] += int(mask.sum())
-            logprobs = self._forward(ids, mask, None, keep=1)[0][:, -1].float().log_softmax(-1)
+            stretches = [self.long.stretch(len(context)) for _, context, _, _ in single]
+            logits, _ = self._forward(ids, mask, None, keep=1, stretches=stretches)
+            logprobs = logits[:, -1].float().log_softmax(-1)
             for (ticket, context, tokens, cut), row in zip(single, logprobs, strict=True):
                 answers[ticket] = Chosen(
                     logprobs=tuple(row[tokens].tolist()), prompt_tokens=len(context), cut_tokens=cut
@@ -382,7 +404,9 @@ class ReferenceModel:
         longest = max(map(len, options))
         ids, mask = self._left_padded([context + option for option in options])
         self._counters["prompt_tokens"] += int(mask.sum())
-        logprobs = self._forward(ids, mask, None, keep=longest + 1)[0].float().log_softmax(-1)
+        # Stretched as for the context alone, so that the options stay comparable.
+        stretches = [self.long.stretch(len(context))] * len(options)
+        logprobs = self._forward(ids, mask, None, keep=longest + 1, stretches=stretches)[0].float().log_softmax(-1)
         values = []
         for row, option in enumerate(options):
             # All rows end together, so the option's tokens are predicted at the positions just before its own.
@@ -392,28 +416,37 @@ class ReferenceModel:
 
     def _measure(self, request: Perplexity) -> Measured | Failed:
         """Negative log-likelihood block by block."""
-        ids = self.tokenizer.encode(request.text, control=False)
         refused = self._refused(request.block, 0)
-        if refused:
+        if refused and not (request.beyond and getattr(self.config, "rope_parameters", None)):
             return refused
         nll: list[float] = []
         sizes: list[int] = []
-        for start in range(0, len(ids) - request.block + 1, request.block):
-            block = ids[start : start + request.block]
+        for block in self._blocks(request):
             nll.append(self._block_nll(block))
-            sizes.append(len(self.tokenizer.decode(block).encode()))
+            # The first token is not predicted.
+            sizes.append(len(self.tokenizer.decode(block[1:], after=block[:1]).encode()))
             self._counters["prompt_tokens"] += len(block)
         return Measured(nll=tuple(nll), tokens=(request.block - 1,) * len(nll), bytes=tuple(sizes))
+
+    def _blocks(self, request: Perplexity) -> Iterator[list[int]]:
+        """Yield the blocks that are asked for, as far as there are such."""
+        if self._stream is None or self._stream.texts is not request.text:
+            self._stream = Stream(request.text, self.tokenizer)
+        for index in itertools.count() if request.index is None else [request.index]:
+            block = self._stream.block(index, request.block)
+            if block is None:
+                return
+            yield block
 
     def _block_nll(self, block: list[int]) -> float:
         """Negative log-likelihood of a block, chunk by chunk after its own cache; the sum in float64."""
         import torch
 
-        total, cache = 0.0, None
+        total, cache, stretch = 0.0, None, self.long.stretch(len(block))
         for at in range(0, len(block) - 1, CHUNK):
             part = torch.tensor([block[at : min(at + CHUNK, len(block) - 1)]], device=self.device)
             mask = torch.ones(1, at + part.shape[1], dtype=torch.long, device=self.device)
-            logits, cache = self._forward(part, mask, cache, keep=0)
+            logits, cache = self._forward(part, mask, cache, keep=0, stretches=[stretch])
             wanted = torch.tensor(block[at + 1 : at + 1 + part.shape[1]], device=self.device)
             nll = torch.nn.functional.cross_entropy(logits[0].float(), wanted, reduction="none")
             total += float(nll.double().sum())
@@ -432,12 +465,16 @@ class ReferenceModel:
         return ids, mask
 
     def _forward(
-        self, ids: "torch.Tensor", mask: "torch.Tensor", cache: Any, *, keep: int
+        self, ids: "torch.Tensor", mask: "torch.Tensor", cache: Any, *, keep: int, stretches: Sequence[float]
     ) -> tuple["torch.Tensor", Any]:
-        """Return the logits of the last `keep` positions (0: all), [rows, keep, vocabulary], and the cache."""
+        """Return the logits of the last `keep` positions (0: all), [rows, keep, vocabulary], and the cache.
+
+        `stretches` are those of the rotary embedding, one a row.
+        """
         # Positions count a row's own tokens, so that padding on the left changes nothing.
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         out = self._weights()(
+            **self._long_context([[each] for each in stretches], positions),
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
@@ -448,6 +485,19 @@ class ReferenceModel:
         self._report(ids.numel())
         self._counters["computed_tokens"] += ids.numel()
         return out.logits, out.past_key_values
+
+    def _long_context(self, stretches: Sequence[Sequence[float]], positions: "torch.Tensor") -> dict[str, Any]:
+        """Set the stretches, [rows, 1 or tokens], for the next pass; return what attention is told beyond the usual.
+
+        `positions` are [rows, tokens].
+        """
+        self._weights()
+        if self._rotary is None:
+            return {}
+        from qwen_eval.models.transformers.rotary import query_scales
+
+        self._rotary.stretches = stretches
+        return {"query_scale": query_scales(self.long, positions)}
 
     def _weights(self) -> Any:
         """Load the weights once."""
@@ -463,8 +513,15 @@ class ReferenceModel:
             begun = time.perf_counter()
             reset_peak_memory(self.device)
             try:
-                model = self._read_weights()
-            except ModelError:
+                model = loading.load_weights(
+                    self.checkpoint,
+                    self.config,
+                    dtype=self.dtype,
+                    device=self.device,
+                    spread=self._is_spread(),
+                    trusted=self.trusted,
+                )
+            except QwenEvalError:
                 raise
             except Exception as error:  # transformers raises whatever the file at fault makes it raise
                 if is_out_of_memory(error):
@@ -475,55 +532,48 @@ class ReferenceModel:
                 raise ModelError(
                     f"{self.checkpoint.folder}: this checkpoint cannot be loaded ({first_line(error)})."
                 ) from error
-            if identify(self.checkpoint) != self.identity.fingerprint:
+            if self._fingerprint() != self.identity.fingerprint:
                 raise ModelError(
                     f"{self.checkpoint.folder}: expected the checkpoint that this run began with, found it changed.\n"
                     "Next: run again; what is answered by the changed one is kept apart."
                 )
             self.device = model.get_input_embeddings().weight.device
             self._model = model.eval()
+            self._install_long_context()
             release_memory(self.device)
             self._load_peak = peak_memory(self.device)
             reset_peak_memory(self.device)
             self._load_seconds += time.perf_counter() - begun
         return self._model
 
-    def _read_weights(self) -> Any:
-        """Return the model as it is to answer: on its device, quantised, with its adapter."""
-        import torch
-        import transformers
+    def _install_long_context(self) -> None:
+        """Give the model what its setting asks for, if anything."""
+        if self.long.name != "plain":
+            from qwen_eval.models.transformers.rotary import SCALED, install, register_scaled
 
-        transformers.logging.disable_progress_bar()
-        several = self._device_map()
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            self.checkpoint.folder,
-            dtype=getattr(torch, self.dtype),
-            # Quantised weights cannot be moved afterwards.
-            device_map=several or ({"": self.device} if self.quantised else None),
-            trust_remote_code=False,
-            **loading_settings(self.checkpoint, self.dtype),
-        )
-        model = model if several or self.quantised else model.to(self.device)
-        if self.checkpoint.adapter:
-            model = with_adapter(model, self.checkpoint.adapter, merge=not self.quantised)
-        if self.quantised:
-            # Kernels that are missing or refuse the sizes of a layer say so only when they are called.
-            model(torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device))
-        return model
+            self._rotary = install(self._model, self.config, self.long)
+            register_scaled()
+            self._model.set_attn_implementation(SCALED)
 
-    def _device_map(self) -> str | None:
-        """Return "auto" where there are several GPUs, none was named and one is too small for the weights.
+    def _fingerprint(self, *, verify: bool = False) -> str:
+        """Return the fingerprint of what is loaded, with the setting where that is not the checkpoint's own."""
+        found = identify(self.checkpoint, verify=verify)
+        own = loading.own_long_context(self.checkpoint.folder, self.kind, self.config)
+        return found if self.long == own else _hash(f"{found} {self.long.name}")
+
+    def _is_spread(self) -> bool:
+        """Return whether the layers stand on several GPUs: none was named and one is too small for the weights.
 
         The layers then stand on the GPUs one after the other (needs the package accelerate).
         """
         import torch
 
         if self.device.type != "cuda" or self.device.index is not None or torch.cuda.device_count() < 2:
-            return None
+            return False
         stored = sum(
             file.stat().st_size for kind in ("*.safetensors", "*.bin") for file in self.checkpoint.folder.glob(kind)
         ) * SHARE_OF_STORED.get(self.checkpoint.quantisation or "", 1)
-        return "auto" if stored > WEIGHTS_SHARE * free_memory(self.device) else None
+        return stored > WEIGHTS_SHARE * free_memory(self.device)
 
     def _refused(self, length: int, more: int) -> Failed | None:
         """Say why a prompt of so many tokens cannot be asked, with so many more behind it; None where it can."""
@@ -566,7 +616,7 @@ def _with_column(mask: "torch.Tensor") -> "torch.Tensor":
 def _kind_and_length(item: tuple[int, Request]) -> tuple[str, int]:
     request = item[1]
     if isinstance(request, Perplexity):
-        length = len(request.text)
+        length = request.block
     elif isinstance(request.prompt, str):
         length = len(request.prompt)
     else:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from qwen_eval.errors import ModelError, UsageError
-from qwen_eval.models.transformers.checkpoint import first_line
+from qwen_eval.models.qwen1 import is_qwen1
+from qwen_eval.models.transformers.checkpoint import first_line, has_own_code, untrusted
+from qwen_eval.models.transformers.tiktoken_qwen import QwenTokenizer
 from qwen_eval.prompts import opencompass_chatml
 from qwen_eval.task import Chat, Prompt, Turn
 
@@ -21,18 +23,14 @@ CHATML_ENDS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 class Tokenizer:
     """A checkpoint's tokenizer and chat template, with its end tokens."""
 
-    def __init__(self, folder: Path, *, model: Path | None = None) -> None:
+    def __init__(self, folder: Path, *, model: Path | None = None, trusted: bool = False) -> None:
         """Load from a checkpoint folder. Raises ModelError when it has no usable tokenizer.
 
         `model` is the folder whose configurations name end tokens, where it is another one.
-        """
-        import transformers
 
-        transformers.logging.set_verbosity_error()
-        try:
-            self.inner: Any = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:  # transformers raises whatever the file at fault makes it raise
-            raise ModelError(f"{folder}: the tokenizer cannot be loaded ({first_line(error)}).") from error
+        `trusted`: code that comes with the checkpoint may be run.
+        """
+        self.inner: Any = _loaded(folder, trusted=trusted)
         self.markers = sorted((str(token) for token in self.inner.get_added_vocab()), key=len, reverse=True)
         self.end_tokens = self._end_tokens(model or folder)
         self._closing: dict[tuple[int, tuple[str, ...]], bool] = {}
@@ -216,6 +214,21 @@ class Tokenizer:
         if self.inner.eos_token_id is not None:
             ends.add(self.inner.eos_token_id)
         return frozenset(ends)
+
+
+def _loaded(folder: Path, *, trusted: bool) -> Any:
+    """Return the tokenizer of a folder: that of Qwen's first generation, or whatever transformers makes of it."""
+    if is_qwen1(folder):
+        return QwenTokenizer(folder)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+    except Exception as error:  # transformers raises whatever the file at fault makes it raise
+        if has_own_code(folder) and not trusted:
+            raise untrusted(folder) from error
+        raise ModelError(f"{folder}: the tokenizer cannot be loaded ({first_line(error)}).") from error
 
 
 def _filled(skeleton: str, places: Sequence[Turn], contents: Sequence[str]) -> list[tuple[str, bool]]:

@@ -1,0 +1,145 @@
+"""From a checkpoint folder to configuration and weights: through transformers, but for Qwen's first models."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwen_eval.errors import DeviceError, ModelError
+from qwen_eval.models import qwen1
+from qwen_eval.models.longcontext import LongContext, long_context
+from qwen_eval.models.transformers.adapters import with_adapter
+from qwen_eval.models.transformers.checkpoint import Checkpoint, first_line, has_own_code, untrusted
+from qwen_eval.models.transformers.quantisation import is_quantised, loading_settings
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["load_weights", "own_long_context", "read_config", "with_setting"]
+
+
+def read_config(folder: Path, *, trusted: bool) -> tuple[str, Any]:
+    """Return the `model_type` of a checkpoint and its configuration, of the text part where it has several.
+
+    Raises ModelError, also where the model is code in the folder and that is not `trusted`.
+    """
+    if qwen1.is_qwen1(folder):
+        return qwen1.KIND, qwen1.read_config(folder)
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+    except Exception as error:  # transformers raises whatever the file at fault makes it raise
+        if has_own_code(folder) and not trusted:
+            raise untrusted(folder) from error
+        raise ModelError(f"{folder}: this configuration cannot be read ({first_line(error)}).") from error
+    text = config.get_text_config()
+    if (stored := getattr(config, "quantization_config", None)) is not None:
+        text.quantization_config = stored  # which stands beside the part for text where there are several
+    return config.model_type, text
+
+
+# ------------------------------------------------------------------------------------------------------ long contexts
+
+
+def own_long_context(folder: Path, kind: str, config: Any) -> LongContext:
+    """Return how a checkpoint itself meets contexts beyond its training length, as far as that is not transformers'."""
+    if kind == qwen1.KIND:
+        return qwen1.long_context_of(folder)
+    return LongContext(native=getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+
+def with_setting(own: LongContext, setting: str, kind: str, config: Any) -> LongContext:
+    """Return what the user wants instead of a checkpoint's `own`. Raises UsageError, ModelError."""
+    from qwen_eval.models.transformers.engine import KINDS
+
+    wanted = long_context(setting, native=own.native)
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    if rope != "default" or kind not in KINDS:
+        raise ModelError(
+            f"--settings {setting}: expected a model with a plain rotary embedding on which this was tried, found kind "
+            f"{kind}, rope type {rope}.\nNext: leave out --settings; what config.json says is in force."
+        )
+    return wanted
+
+
+# ------------------------------------------------------------------------------------------------------------- weights
+
+
+def load_weights(
+    checkpoint: Checkpoint, config: Any, *, dtype: str, device: "torch.device", spread: bool, trusted: bool
+) -> Any:
+    """Return the model as it is to answer: in `dtype` on `device`, or `spread` over all GPUs (needs accelerate).
+
+    It is quantised, and has its adapter, as the checkpoint says. Raises ModelError, DeviceError, and whatever
+    transformers raises.
+    """
+    import torch
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    quantised = is_quantised(checkpoint, config)
+    model = _read_weights(checkpoint, config, dtype=dtype, device=device, spread=spread, trusted=trusted)
+    if checkpoint.adapter:
+        model = with_adapter(model, checkpoint.adapter, merge=not quantised)
+    if quantised:
+        # Kernels that are missing or refuse the sizes of a layer say so only when they are called.
+        model(torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device))
+    return model
+
+
+def _read_weights(
+    checkpoint: Checkpoint, config: Any, *, dtype: str, device: "torch.device", spread: bool, trusted: bool
+) -> Any:
+    import torch
+    import transformers
+
+    folder = checkpoint.folder
+    if qwen1.is_qwen1(folder):
+        quantized = qwen1.quantization(folder)
+        if quantized:
+            return _load_quantized(folder, config, quantized, dtype=dtype, device=device)
+        return qwen1.load_weights(folder, config, dtype=dtype, device=device, spread=spread)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        # Quantised weights cannot be moved afterwards.
+        device_map="auto" if spread else {"": device} if is_quantised(checkpoint, config) else None,
+        trust_remote_code=trusted,
+        **loading_settings(checkpoint, dtype),
+    )
+    return model if spread or is_quantised(checkpoint, config) else model.to(device)
+
+
+def _load_quantized(folder: Path, config: Any, quantized: dict[str, Any], *, dtype: str, device: "torch.device") -> Any:
+    """Return a GPTQ checkpoint of Qwen's first models, converted once into one of Qwen2 and loaded by gptqmodel."""
+    from importlib.util import find_spec
+
+    if device.type != "cuda":
+        raise DeviceError(
+            f"{folder}: its weights are quantised (GPTQ); expected a CUDA device to run them on, found {device}.\n"
+            "Next: run it on a machine with a GPU, or take the checkpoint that is not quantised."
+        )
+    if find_spec("gptqmodel") is None:
+        raise ModelError(
+            f"{folder}: its weights are quantised (GPTQ); expected the package gptqmodel, found none.\n"
+            "Next: `pip install gptqmodel`, or take the checkpoint that is not quantised."
+        )
+    import torch
+    from gptqmodel import GPTQModel
+
+    converted = quantized_folder(folder, config, quantized)
+    return GPTQModel.load(str(converted), device=str(device), dtype=getattr(torch, dtype)).model
+
+
+def quantized_folder(folder: Path, config: Any, quantized: dict[str, Any]) -> Path:
+    """Return the folder in the cache that holds a GPTQ checkpoint of Qwen's first models as one of Qwen2."""
+    from qwen_eval.models.prepared import Source, prepared_folder
+    from qwen_eval.models.transformers.checkpoint import fingerprint
+    from qwen_eval.paths import home
+
+    digest = fingerprint(folder)
+    source = Source(name=folder.name, sha256=digest, note="the same numbers under the names of Qwen2", conversion=1)
+    return prepared_folder(
+        home() / "models" / f"qwen1-{digest}",
+        source=source,
+        build=lambda work: qwen1.convert_quantized(folder, config, quantized, into=work / "converted"),
+    )
