@@ -17,7 +17,16 @@ from qwen_eval.models.longcontext import LongContext
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["KIND", "convert_quantized", "is_qwen1", "load_weights", "long_context_of", "quantization", "read_config"]
+__all__ = [
+    "KIND",
+    "convert_adapter",
+    "convert_quantized",
+    "is_qwen1",
+    "load_weights",
+    "long_context_of",
+    "quantization",
+    "read_config",
+]
 
 KIND = "qwen"
 """Its `model_type`."""
@@ -55,8 +64,10 @@ WHOLE = {
 }
 PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 """What `attn.c_attn` holds, one after the other."""
-OUTPUTS_AT = {"weight": 0, "bias": 0, "qweight": 1, "qzeros": 1, "scales": 1}
+OUTPUTS_AT = {"weight": 0, "bias": 0, "lora_B": 0, "qweight": 1, "qzeros": 1, "scales": 1}
 """The dimension of a tensor that counts outputs; those of GPTQ stand the other way round."""
+PEFT = "base_model.model."
+"""How peft begins the name of every tensor."""
 IGNORED = re.compile(r".*\.(attn\.masked_bias|rotary_emb\.inv_freq)")
 """What older files carry and nothing needs."""
 
@@ -148,8 +159,8 @@ def mapped(name: str, tensor: "torch.Tensor") -> dict[str, "torch.Tensor"]:
     layer = f"model.layers.{found[1]}"
     if found[2] != "attn.c_attn":
         return {f"{layer}.{WHOLE[found[2]]}.{kind}": tensor}
-    # The order of the inputs (g_idx) is the same for all three.
-    parts = (tensor,) * 3 if kind == "g_idx" else tensor.chunk(3, OUTPUTS_AT[kind])
+    # The order of the inputs (g_idx) is the same for all three, and so is the half of an adapter that meets them.
+    parts = (tensor,) * 3 if kind in ("g_idx", "lora_A") else tensor.chunk(3, OUTPUTS_AT[kind])
     return {f"{layer}.{part}.{kind}": piece for part, piece in zip(PARTS, parts, strict=True)}
 
 
@@ -306,3 +317,36 @@ def _is_no_bias(folder: Path, name: str, tensor: "torch.Tensor") -> bool:
     if tensor.any():
         raise ModelError(f"{folder}: {name}: expected no bias, or one of zeros, found another.")
     return True
+
+
+# ----------------------------------------------------------------------------------------------------------- adapters
+
+
+def convert_adapter(adapter: Path, *, into: Path) -> None:
+    """Write an adapter of peft (LoRA) for one of these models as the same one for Qwen2. Raises ModelError.
+
+    What adapts queries, keys and values in one adapts each of them: by the same inner matrix, and its third of the
+    outer.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise ModelError(f"--adapter {adapter}: expected one rank for all layers of a Qwen model, found several.")
+    file = next(file for kind in ("safetensors", "bin") if (file := adapter / f"adapter_model.{kind}").is_file())
+    made: dict[str, torch.Tensor] = {}
+    layers: dict[bool, set[str]] = {True: set(), False: set()}  # by LoRA, and trained whole
+    for name, tensor in _read(file):
+        inner, lora, half = name.removeprefix(PEFT).removesuffix(".weight").partition(".lora_")
+        try:
+            found = mapped(f"{inner}.lora_{half}" if lora else name.removeprefix(PEFT), tensor)
+        except KeyError:
+            raise ModelError(f"--adapter {adapter}: expected the layers of a Qwen model, found {name}.") from None
+        for target, part in found.items():
+            layers[bool(lora)].add(target.rpartition(".")[0])
+            made[f"{PEFT}{target}{'.weight' if lora else ''}"] = part.clone(memory_format=torch.contiguous_format)
+    into.mkdir(parents=True)
+    config |= {"target_modules": sorted(layers[True]), "modules_to_save": sorted(layers[False]) or None}
+    (into / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file(made, into / "adapter_model.safetensors", metadata={"format": "pt"})

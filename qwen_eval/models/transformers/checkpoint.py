@@ -60,9 +60,13 @@ class Checkpoint:
 
     @property
     def tokenizer(self) -> Path:
-        """Return the folder of the tokenizer: the adapter's, where training saved one beside it."""
-        own = self.adapter and (self.adapter / "tokenizer_config.json").is_file()
-        return self.adapter if self.adapter and own else self.folder
+        """Return the folder of the tokenizer: the adapter's, where training saved one beside it.
+
+        Qwen's first one is always the base model's: beside an adapter it does not say what it is.
+        """
+        if self.adapter is None or (self.adapter / "qwen.tiktoken").is_file():
+            return self.folder
+        return self.adapter if (self.adapter / "tokenizer_config.json").is_file() else self.folder
 
 
 def locate(model: str, *, hub: str = HUBS[0], adapter: Path | None = None, precision: str | None = None) -> Checkpoint:

@@ -22,7 +22,10 @@ def read_config(folder: Path, *, trusted: bool) -> tuple[str, Any]:
     Raises ModelError, also where the model is code in the folder and that is not `trusted`.
     """
     if qwen1.is_qwen1(folder):
-        return qwen1.KIND, qwen1.read_config(folder)
+        config = qwen1.read_config(folder)
+        if found := qwen1.quantization(folder):
+            config.quantization_config = {"quant_method": "gptq", **found}
+        return qwen1.KIND, config
     import transformers
 
     try:
@@ -79,7 +82,7 @@ def load_weights(
     quantised = is_quantised(checkpoint, config)
     model = _read_weights(checkpoint, config, dtype=dtype, device=device, spread=spread, trusted=trusted)
     if checkpoint.adapter:
-        model = with_adapter(model, checkpoint.adapter, merge=not quantised)
+        model = _adapted(model, checkpoint.folder, checkpoint.adapter, merge=not quantised)
     if quantised:
         # Kernels that are missing or refuse the sizes of a layer say so only when they are called.
         model(torch.zeros(1, 1, dtype=torch.long, device=model.get_input_embeddings().weight.device))
@@ -107,6 +110,18 @@ def _read_weights(
         **loading_settings(checkpoint, dtype),
     )
     return model if spread or is_quantised(checkpoint, config) else model.to(device)
+
+
+def _adapted(model: Any, folder: Path, adapter: Path, *, merge: bool) -> Any:
+    """Put an adapter onto a model; one for Qwen's first models is put into the names of Qwen2 before."""
+    if not qwen1.is_qwen1(folder):
+        return with_adapter(model, adapter, merge=merge)
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as work:
+        into = Path(work) / adapter.name
+        qwen1.convert_adapter(adapter, into=into)
+        return with_adapter(model, into, merge=merge)
 
 
 def _load_quantized(folder: Path, config: Any, quantized: dict[str, Any], *, dtype: str, device: "torch.device") -> Any:

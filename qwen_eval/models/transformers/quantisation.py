@@ -53,7 +53,7 @@ def packages(checkpoint: "Checkpoint", config: Any) -> tuple[str, ...]:
     """Return the packages that decide answers beside torch and transformers: of a quantisation, of an adapter."""
     kernels = BITSANDBYTES if checkpoint.quantisation else NEEDED.get(stored_method(config), ())
     found = kernels[:1] + (("peft",) if checkpoint.adapter else ())
-    return tuple(name.replace("_", "-").replace(".", "-") for name in found)
+    return tuple(name.replace("_", "-").replace(".", "-") for name in found if _is_installed(name))
 
 
 def precision_name(checkpoint: "Checkpoint", config: Any, dtype: str) -> str:
