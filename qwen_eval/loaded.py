@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen_eval.errors import StoreError
-from qwen_eval.results import canonical, output_of, read_metrics, read_records, text_of, value_of
+from qwen_eval.results import canonical, output_of, read_metrics, read_records, scored_text, value_of
 
 if TYPE_CHECKING:
     import pandas
@@ -96,7 +96,7 @@ def load_run(path: str | Path) -> LoadedRun:
 
 def _rows(record: Mapping[str, Any], headline: str) -> list[dict[str, Any]]:
     output = output_of(record)
-    text = text_of(record)
+    text = scored_text(record)
     common = {
         "sample": record["doc_id"],
         "repeat": record["repeat"],

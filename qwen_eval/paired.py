@@ -16,6 +16,8 @@ __all__ = ["Flip", "Pair", "check", "find_runs", "pair", "pairs", "run_key", "sa
 
 SAME = ("task", "protocol", "split", "shots", "mini", "dataset", "prompts", "published_truncation", "sampling")
 """What two runs must have in common for their answers to stand beside each other, fields within fields included."""
+SAME_WHERE_BOTH = ("judge_model",)
+"""What must not differ where both runs have it: judges differ by more than models do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +124,17 @@ def pair(baseline: Path, candidate: Path, *, rule: str | None = None, cluster: b
 
 
 def check(
-    baseline: Path, before: Mapping[str, Any], candidate: Path, after: Mapping[str, Any], fields: Sequence[str] = SAME
+    baseline: Path,
+    before: Mapping[str, Any],
+    candidate: Path,
+    after: Mapping[str, Any],
+    fields: Sequence[str] = (*SAME, *SAME_WHERE_BOTH),
 ) -> None:
     """Refuse runs that asked different things: UsageError. What is not known of an imported run cannot differ."""
     for field in fields:
         for name, was, now in _differing(field, before.get(field), after.get(field)):
             unknown = (was is None and before.get("imported")) or (now is None and after.get("imported"))
-            if not unknown:
+            if not unknown and not (field in SAME_WHERE_BOTH and None in (before.get(field), after.get(field))):
                 raise UsageError(
                     f"{candidate}: expected {name} {_short(was)} as in {baseline}, found {_short(now)}.\n"
                     "Next: run both alike; only runs over the same data and prompts can be compared."

@@ -61,7 +61,7 @@ __all__ = [
     "read_metrics",
     "read_records",
     "request_hash",
-    "text_of",
+    "scored_text",
     "unwritable",
     "value_of",
     "write_bytes",
@@ -432,7 +432,7 @@ def output_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return next((output for output in reversed(outputs) if not output.keys() & NOT_THE_MODELS), {})
 
 
-def text_of(record: Mapping[str, Any]) -> str | None:
+def scored_text(record: Mapping[str, Any]) -> str | None:
     """Return the text of a record that the rules read: the last output, or what a dialogue made of all of them."""
     text: str | None = record.get("scored", output_of(record).get("text"))
     return text

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sandboxes import FakeJudge, FakeSessions
 
 from qwen_eval.data import Dataset
-from qwen_eval.errors import Interrupted
+from qwen_eval.errors import Interrupted, UsageError
 from qwen_eval.models.scripted import ScriptedModel
 from qwen_eval.paired import pair
 from qwen_eval.plan import Plan, make_plan
@@ -344,6 +344,22 @@ def test_runs_are_paired_by_their_values_and_weights(tmp_path: Path) -> None:
     assert not found.difference.counted
     short = pair(tmp_path / "one", tmp_path / "two", rule="short")
     assert short.difference.n == 8
+
+
+def test_words_of_different_judges_are_not_compared(tmp_path: Path) -> None:
+    for name, judge in (("one", "j"), ("two", "j"), ("other", "k"), ("none", "")):
+        plan = plan_of(judged=bool(judge))
+        finish(plan, tmp_path / name, judge=FakeJudge(word) if judge else None)
+        metrics = json.loads((tmp_path / name / "metrics.json").read_text())
+        if judge:
+            metrics["judge_model"] = {"name": judge}
+        (tmp_path / name / "metrics.json").write_text(json.dumps(metrics))
+    assert pair(tmp_path / "one", tmp_path / "two", rule="seen").difference.n == 5
+    assert pair(tmp_path / "one", tmp_path / "none").difference.n == 9
+    with pytest.raises(UsageError, match=r"judge_model\.name"):
+        pair(tmp_path / "one", tmp_path / "other")
+    with pytest.raises(UsageError, match="rule 'seen' scores in both"):
+        pair(tmp_path / "one", tmp_path / "none", rule="seen")
 
 
 def test_a_plan_without_sessions_or_a_judge_asks_neither() -> None:

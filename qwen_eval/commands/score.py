@@ -189,7 +189,7 @@ def _of_run(task: Task, run: Path) -> Iterator[Output]:
 
     The records hold the items it was run on, so no data is needed.
     """
-    from qwen_eval.results import read_answers, read_metrics, read_records, text_of
+    from qwen_eval.results import read_answers, read_metrics, read_records, scored_text
 
     metrics = read_metrics(run)
     if metrics["task"] != task.name:
@@ -201,7 +201,7 @@ def _of_run(task: Task, run: Path) -> Iterator[Output]:
             answers.setdefault((each.sample, each.repeat), []).append(each.answer)
     for number, record in enumerate(read_records(run), 1):
         try:
-            text = text_of(record)
+            text = scored_text(record)
             sample = Sample(record["doc_id"], record["doc"], record["target"], record["group"])
             place = {"id": sample.id} | ({"repeat": record["repeat"]} if repeated else {})
         except (KeyError, TypeError, AttributeError):

@@ -14,7 +14,7 @@ from typing import Any
 
 from qwen_eval.export.source import Source, json_bytes, safe, text_of
 from qwen_eval.matching import question_of
-from qwen_eval.results import canonical, output_of, value_of
+from qwen_eval.results import canonical, output_of, scored_text, value_of
 from qwen_eval.task import Sample
 
 __all__ = ["VERSION", "files"]
@@ -196,7 +196,7 @@ def _instance(source: Source, evaluation: str, model: str, record: Mapping[str, 
             "choices": [sample.row[letter] for letter in letters if letter in sample.row] or None,
         },
         # Of an item whose options were compared the output is the letter; the log-probabilities are in the metadata.
-        "output": {"raw": [output["text"] if "text" in output else verdict["extracted"] or ""]},
+        "output": {"raw": [scored_text(record) if "text" in output else verdict["extracted"] or ""]},
         "messages": None,
         "answer_attribution": [
             {

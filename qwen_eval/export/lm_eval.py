@@ -15,7 +15,7 @@ from typing import Any
 
 from qwen_eval.errors import UsageError
 from qwen_eval.export.source import Source, generation_arguments, json_bytes, text_of
-from qwen_eval.results import output_of, value_of
+from qwen_eval.results import output_of, scored_text, value_of
 from qwen_eval.task import Choose, Generate
 
 __all__ = ["files"]
@@ -217,7 +217,7 @@ def _resps(item: Sequence[Record], *, flat: bool = False) -> list[Any]:
     if "logprobs" in outputs[0]:
         options = [[str(logprob), "None"] for logprob in outputs[0]["logprobs"]]
         return options if flat else [[option] for option in options]
-    return [[output.get("text", "") for output in outputs]]
+    return [[scored_text(record) or "" for record in item]]
 
 
 def _add(results: dict[str, Any], part: Part) -> None:
