@@ -105,7 +105,9 @@ def read_config(folder: Path) -> Any:
     import transformers
 
     fields = _fields(folder)
+    quantized = quantization(folder)
     return transformers.Qwen2Config(
+        **({"quantization_config": quantized} if quantized else {}),
         vocab_size=fields["vocab_size"],
         hidden_size=fields["hidden_size"],
         # Twice the width of the MLP, which has two matrices in that place.
@@ -279,7 +281,7 @@ def _shape(shape: Sequence[int]) -> str:
 # --------------------------------------------------------------------------------------------------------------- GPTQ
 
 
-def convert_quantized(folder: Path, config: Any, quantized: Mapping[str, Any], *, into: Path) -> None:
+def convert_quantized(folder: Path, config: Any, *, into: Path) -> None:
     """Write a checkpoint in GPTQ as one of Qwen2, file by file, for a package that knows Qwen2. Raises ModelError.
 
     Nothing is computed: packed numbers, scales and zeros of queries, keys and values are cut apart.
@@ -299,7 +301,7 @@ def convert_quantized(folder: Path, config: Any, quantized: Mapping[str, Any], *
         save_file(part, into / f"model-{number:05}.safetensors", metadata={"format": "pt"})
         weights |= dict.fromkeys(part, f"model-{number:05}.safetensors")
     (into / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
-    fields = {**config.to_dict(), "architectures": ["Qwen2ForCausalLM"], "quantization_config": dict(quantized)}
+    fields = {**config.to_dict(), "architectures": ["Qwen2ForCausalLM"]}
     (into / "config.json").write_text(json.dumps(fields, indent=1) + "\n")
 
 

@@ -17,7 +17,7 @@ from first_qwen import NATIVE, alpha_of, forward, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwen_eval.errors import DeviceError, ModelError
+from qwen_eval.errors import DeviceError, ModelError, UsageError
 from qwen_eval.models import qwen1
 from qwen_eval.models.transformers import loading
 from qwen_eval.models.transformers.checkpoint import Checkpoint
@@ -492,10 +492,8 @@ def test_gptq_is_cut_apart_and_nothing_else_is_done_to_it(tmp_path: Path) -> Non
 
     folder, held = quantized(tmp_path / "checkpoint")
     config = qwen1.read_config(folder)
-    settings = qwen1.quantization(folder)
-    assert settings is not None
-    converted = loading.quantized_folder(folder, config, settings)
-    assert converted == loading.quantized_folder(folder, config, settings), "made once"
+    converted = loading.converted_folder(folder, config)
+    assert converted == loading.converted_folder(folder, config), "made once"
     found = load_file(converted / "model-00001.safetensors")
     for kind, dim in (("qweight", 1), ("qzeros", 1), ("scales", 1), ("bias", 0)):
         parts = [found[f"model.layers.1.self_attn.{name}_proj.{kind}"] for name in "qkv"]
@@ -511,12 +509,24 @@ def test_gptq_is_cut_apart_and_nothing_else_is_done_to_it(tmp_path: Path) -> Non
     assert written["architectures"] == ["Qwen2ForCausalLM"]
 
 
-def test_gptq_without_a_gpu_says_so(tmp_path: Path) -> None:
+def test_gptq_without_its_package_or_a_gpu_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = quantized(tmp_path / "checkpoint")
+    with monkeypatch.context() as patch:
+        patch.setattr("qwen_eval.models.transformers.quantisation._is_installed", lambda module: False)
+        with pytest.raises(ModelError, match="weights stored by gptq needs gptqmodel"):
+            opened(PackedModel, folder)
+    monkeypatch.setattr("qwen_eval.models.transformers.quantisation.NEEDED", {})
+    model = opened(PackedModel, folder)
+    assert (model.identity.dtype, model.identity.exact) == ("int4 (gptq)", False)
     with pytest.raises(DeviceError, match=r"quantised \(GPTQ\); expected a CUDA device"):
-        answers_of(opened(PackedModel, folder), [Choose(prompt="x", options=("a", "b"))])
-    with pytest.raises(ModelError, match="expected the package gptqmodel"):
-        loading._load_quantized(folder, None, {}, dtype="float16", device=torch.device("cuda"))
+        answers_of(model, [Choose(prompt="x", options=("a", "b"))])
+
+
+def test_a_precision_that_it_cannot_be_loaded_in_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "checkpoint")
+    with pytest.raises(UsageError, match="--precision int4: Qwen's first models are not quantised when"):
+        PackedModel(Checkpoint("tiny", folder, precision="int4"), device="cpu")
+    assert PackedModel(Checkpoint("tiny", folder, precision="bf16"), device="cpu").dtype == "bfloat16"
 
 
 def test_another_way_of_quantising_is_refused(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 from qwen_eval.errors import DeviceError, ModelError
 from qwen_eval.models import qwen1
 from qwen_eval.models.longcontext import LongContext, long_context
+from qwen_eval.models.prepared import Source, prepared_folder
 from qwen_eval.models.transformers.adapters import with_adapter
-from qwen_eval.models.transformers.checkpoint import Checkpoint, first_line, has_own_code, untrusted
+from qwen_eval.models.transformers.checkpoint import Checkpoint, fingerprint, first_line, has_own_code, untrusted
 from qwen_eval.models.transformers.quantisation import is_quantised, loading_settings
+from qwen_eval.paths import home
 
 if TYPE_CHECKING:
     import torch
@@ -76,9 +78,7 @@ def load_weights(
     transformers raises.
     """
     import torch
-    import transformers
 
-    transformers.logging.disable_progress_bar()
     quantised = is_quantised(checkpoint, config)
     model = _read_weights(checkpoint, config, dtype=dtype, device=device, spread=spread, trusted=trusted)
     if checkpoint.adapter:
@@ -95,21 +95,26 @@ def _read_weights(
     import torch
     import transformers
 
-    folder = checkpoint.folder
+    transformers.logging.disable_progress_bar()
+    folder, quantised = checkpoint.folder, is_quantised(checkpoint, config)
     if qwen1.is_qwen1(folder):
-        quantized = qwen1.quantization(folder)
-        if quantized:
-            return _load_quantized(folder, config, quantized, dtype=dtype, device=device)
-        return qwen1.load_weights(folder, config, dtype=dtype, device=device, spread=spread)
+        if not quantised:
+            return qwen1.load_weights(folder, config, dtype=dtype, device=device, spread=spread)
+        if device.type != "cuda":
+            raise DeviceError(
+                f"{folder}: its weights are quantised (GPTQ); expected a CUDA device to run them on, found {device}.\n"
+                "Next: run it on a machine with a GPU, or take the checkpoint that is not quantised."
+            )
+        folder = converted_folder(folder, config)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
         # Quantised weights cannot be moved afterwards.
-        device_map="auto" if spread else {"": device} if is_quantised(checkpoint, config) else None,
+        device_map="auto" if spread else {"": device} if quantised else None,
         trust_remote_code=trusted,
         **loading_settings(checkpoint, dtype),
     )
-    return model if spread or is_quantised(checkpoint, config) else model.to(device)
+    return model if spread or quantised else model.to(device)
 
 
 def _adapted(model: Any, folder: Path, adapter: Path, *, merge: bool) -> Any:
@@ -124,37 +129,12 @@ def _adapted(model: Any, folder: Path, adapter: Path, *, merge: bool) -> Any:
         return with_adapter(model, into, merge=merge)
 
 
-def _load_quantized(folder: Path, config: Any, quantized: dict[str, Any], *, dtype: str, device: "torch.device") -> Any:
-    """Return a GPTQ checkpoint of Qwen's first models, converted once into one of Qwen2 and loaded by gptqmodel."""
-    from importlib.util import find_spec
-
-    if device.type != "cuda":
-        raise DeviceError(
-            f"{folder}: its weights are quantised (GPTQ); expected a CUDA device to run them on, found {device}.\n"
-            "Next: run it on a machine with a GPU, or take the checkpoint that is not quantised."
-        )
-    if find_spec("gptqmodel") is None:
-        raise ModelError(
-            f"{folder}: its weights are quantised (GPTQ); expected the package gptqmodel, found none.\n"
-            "Next: `pip install gptqmodel`, or take the checkpoint that is not quantised."
-        )
-    import torch
-    from gptqmodel import GPTQModel
-
-    converted = quantized_folder(folder, config, quantized)
-    return GPTQModel.load(str(converted), device=str(device), dtype=getattr(torch, dtype)).model
-
-
-def quantized_folder(folder: Path, config: Any, quantized: dict[str, Any]) -> Path:
+def converted_folder(folder: Path, config: Any) -> Path:
     """Return the folder in the cache that holds a GPTQ checkpoint of Qwen's first models as one of Qwen2."""
-    from qwen_eval.models.prepared import Source, prepared_folder
-    from qwen_eval.models.transformers.checkpoint import fingerprint
-    from qwen_eval.paths import home
-
     digest = fingerprint(folder)
     source = Source(name=folder.name, sha256=digest, note="the same numbers under the names of Qwen2", conversion=1)
     return prepared_folder(
         home() / "models" / f"qwen1-{digest}",
         source=source,
-        build=lambda work: qwen1.convert_quantized(folder, config, quantized, into=work / "converted"),
+        build=lambda work: qwen1.convert_quantized(folder, config, into=work / "converted"),
     )
