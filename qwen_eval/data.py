@@ -174,6 +174,8 @@ def find_dataset(
     raise DataError(
         f"{spec.name}: the data was not found in {', '.join(tried)}.\n"
         f"Next: `python -m qwen_eval data fetch {spec.name}`, or --data-dir DIR with {spec.folders[0]}/ inside."
+        if any(split.fingerprint for split in spec.splits.values())
+        else f"Next: get its files as EVALUATION.md says, into {spec.folders[0]}/ of a --data-dir."
     )
 
 

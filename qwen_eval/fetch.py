@@ -80,7 +80,10 @@ def fetch(
     folder = home() / "data" / spec.name
     wanted = [pin for pin in files if spec.texts.get(pin.path, "source")]
     if not wanted:
-        raise Unreachable(f"{spec.name}: this dataset has no pinned files.")
+        raise Unreachable(
+            f"{spec.name}: nobody published digests of these files, so they are not fetched.\n"
+            f"Next: get them from {spec.homepage} (addresses: EVALUATION.md), into {spec.folders[0]}/ of a --data-dir."
+        )
     if not (spec.url or spec.wheel):
         raise Unreachable(
             f"{spec.name}: there is no public copy of these files as they are; EVALUATION.md says how they are made.\n"

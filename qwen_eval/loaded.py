@@ -47,8 +47,9 @@ class LoadedRun:
 
         Columns: sample, repeat, group, rule, headline (whether it is the run's own rule), correct, value (what the
         sample counts, from 0 to 1: another than right or wrong for some rules), extracted (None where the rule read
-        nothing), target, output (the model's text, or its log-probabilities as JSON), finish,
-        prompt_tokens, new_tokens (missing where the run does not know them), doc_hash, prompt_hash.
+        nothing), measures (further numbers by name, as JSON, where the rule gives some), target, output (the model's
+        text, or its log-probabilities as JSON), finish, prompt_tokens, new_tokens (missing where the run does not know
+        them), doc_hash, prompt_hash.
         A character that UTF-8 cannot hold (half a pair) is a question mark.
         `frame.pivot(index=["sample", "repeat"], columns="rule", values="correct")` has a column a rule.
         """
@@ -68,6 +69,7 @@ COLUMNS = (
     "correct",
     "value",
     "extracted",
+    "measures",
     "target",
     "output",
     "finish",
@@ -117,6 +119,7 @@ def _rows(record: Mapping[str, Any], headline: str) -> list[dict[str, Any]]:
             "correct": verdict["correct"],
             "value": value_of(verdict),
             "extracted": _plain(verdict["extracted"]),
+            "measures": canonical(verdict["measures"]) if "measures" in verdict else None,
         }
         for rule, verdict in record["verdicts"].items()
     ]

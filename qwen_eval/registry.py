@@ -77,5 +77,9 @@ def protocol(task: Task, name: str) -> Protocol:
 
 
 def default_protocol(task: Task, *, chat: bool) -> Protocol:
-    """Return the default for chat models (the second) or base models (the first)."""
+    """Return the default for chat models (the second) or base models (the first).
+
+    A task that has conversations only has one default, whatever the model.
+    """
+    chat = chat or all(protocol.chat for protocol in task.protocols)
     return task.protocols[1 if chat and len(task.protocols) > 1 else 0]

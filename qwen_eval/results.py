@@ -89,8 +89,9 @@ from before them is resumed and compared."""
 MAY_GROW = ("samples", "repeats")
 """The manifest fields that a later session may raise: how many samples are in the run, how often each is asked. With
 --deterministic none: what is computed together follows from both."""
-MAY_COME = ("judge_model",)
-"""The manifest fields that a later session may add where there was none: the judge is then asked what it was not."""
+JUDGE = "judge_model"
+"""The manifest field that a later session may add where there was none: the judge is then asked what it was not. One
+that has not said a word may be named otherwise, or left out."""
 NO_CHANGE = ("model.name",)
 """A renamed checkpoint is the same model: its fingerprint says which one it is."""
 EARLIER: Mapping[str, Any] = {"sampling": None, "repeats": 1, "deterministic": False}
@@ -284,12 +285,12 @@ class RunFolder:
             for file in sorted(self.path.iterdir(), key=lambda file: file.name == "manifest.json"):
                 if file.name != ".lock":
                     shutil.rmtree(file) if file.is_dir() else file.unlink()
-        grows = self._grows()
         file = self.path / "answers.jsonl"
         whole = 0
-        if file.exists():
+        if file.exists() and (self.path / "manifest.json").exists():
             stored, whole = read_answers(file)
             self.answers = {answer.key: answer for answer in stored}
+        grows = self._grows()
         if grows:
             # What was derived from the smaller run is not its result any more.
             for name in DERIVED:
@@ -297,6 +298,9 @@ class RunFolder:
         write_json(self.path / "manifest.json", self.manifest)
         self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         os.ftruncate(self._file, whole)
+
+    def _is_judged(self) -> bool:
+        return any(isinstance(stored.answer, Judged) for stored in self.answers.values())
 
     def _grows(self) -> bool:
         """Return whether the folder holds a smaller run. Raises UsageError for another one, StoreError for damage."""
@@ -313,12 +317,13 @@ class RunFolder:
             (name, was, now)
             for name, was, now in differences
             if not (name in may_grow and isinstance(was, int) and isinstance(now, int) and now >= was)
-            and not (name.partition(".")[0] in MAY_COME and was is None)
+            and not (name.partition(".")[0] == JUDGE and (was is None or not self._is_judged()))
         ]
         if changed:
             # The hash of the prompts follows from other fields, and only a deterministic run holds a batch size; they
             # are named first only where nothing else differs.
             name, was, now = min(changed, key=lambda change: change[0] in ("prompts", "batch_size"))
+            was, now = (each.get("name", each) if isinstance(each, dict) else each for each in (was, now))
             others = ", ".join(other for other, _, _ in changed if other != name)
             raise UsageError(
                 f"{self.path} holds another run: {name} was {was!r} and is now {now!r}"

@@ -282,8 +282,8 @@ class _Session:
         if model_works:
             yield from self.model.collect()
         kinds = {type(request) for request in self.elsewhere.values()}
-        # One helper alone is waited for as long as it takes; of several each gets a short while in turn.
-        patience = 0 if model_works else None if len(kinds) == 1 else 0.05
+        # Never for long: a step may take half a minute, and a user who asks to stop is heard in between.
+        patience = 0 if model_works else 0.25 / len(kinds)
         helpers = self.helpers
         for helper, kind in (
             (helpers.sandbox, Execute),

@@ -1,5 +1,6 @@
 """From answers to verdicts, and from verdicts to metrics. The same code for a run and for rescoring."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -296,7 +297,7 @@ def _mean(items: Sequence[_Item]) -> tuple[float, float]:
     means = [sum(map(sum, item)) / sum(map(len, item)) for item in items]
     size = effective_size_of_repeats(means, max(map(len, items)))
     uneven = sum(weights) ** 2 / sum(weight**2 for weight in weights) / len(items)
-    return sum(values) / len(values), size * uneven
+    return math.fsum(values) / len(values), size * uneven
 
 
 def _pass_at(

@@ -6,7 +6,7 @@ transcript run again, another asks a judge about what was drawn.
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +284,36 @@ def test_stored_answers_give_the_same_verdicts_again(tmp_path: Path) -> None:
         assert {name: each.correct for name, each in found.items()} == {
             name: each["correct"] for name, each in record["verdicts"].items()
         }
+
+
+def test_a_judge_that_never_said_a_word_can_be_replaced_or_left_out(tmp_path: Path) -> None:
+    def named(judge: FakeJudge | None, name: str) -> dict[str, Any]:
+        plan = plan_of(judged=judge is not None)
+        manifest = plan.manifest() | {"model": {"name": "m"}} | ({"judge_model": {"name": name}} if judge else {})
+        helpers = Helpers(sessions=FakeSessions(session), judge=judge)  # type: ignore[arg-type]
+        with RunFolder(tmp_path, manifest) as folder:
+            return run(plan, ScriptedModel(says), folder, stop=Stop(), helpers=helpers, say=lambda line: None)
+
+    broken = FakeJudge(lambda request: Failed(reason="HTTP 500"))
+    assert named(broken, "broken")["score"] is None
+    assert named(None, "")["score"] is not None
+    assert named(FakeJudge(word), "good")["rules"]["seen"]["n"] == 5
+    with pytest.raises(UsageError, match=r"judge_model\.name was 'good'"):
+        named(FakeJudge(word), "another")
+
+
+def test_a_user_who_stops_is_heard_while_a_step_runs(tmp_path: Path) -> None:
+    stop = Stop()
+
+    class Endless(FakeSessions):
+        def collect(self, timeout: float | None = None) -> Sequence[tuple[int, Seen]]:
+            assert timeout is not None
+            stop.asked = True
+            return []
+
+    helpers = Helpers(sessions=Endless(session))  # type: ignore[arg-type]
+    with RunFolder(tmp_path, plan_of().manifest()) as folder, pytest.raises(Interrupted):
+        run(plan_of(), ScriptedModel(says), folder, stop=stop, helpers=helpers, say=lambda line: None)
 
 
 def test_what_fails_elsewhere_is_an_error_and_never_a_zero(tmp_path: Path) -> None:

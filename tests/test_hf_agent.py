@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from qwen_eval import registry
 from qwen_eval.data import Dataset, find_dataset, mini_dataset
-from qwen_eval.errors import DataError, Interrupted, SandboxError
+from qwen_eval.errors import DataError, Interrupted, SandboxError, UsageError
 from qwen_eval.fetch import fetch, pins
 from qwen_eval.models.scripted import ScriptedModel
 from qwen_eval.plan import Plan, make_plan
@@ -337,3 +337,10 @@ def test_programs_of_the_model_are_walked_behind_the_walls(small: Dataset, tmp_p
         pytest.skip(f"no sandbox on this machine: {error}")
     finish(plan, tmp_path / "stand-in", reply)
     assert bytes_of(tmp_path / "walls") == bytes_of(tmp_path / "stand-in")
+
+
+def test_a_protocol_has_its_own_split_and_no_other() -> None:
+    entry = registry.load("hf_agent", registry.find())
+    dataset = mini_dataset(entry.task.data, entry.folder)
+    with pytest.raises(UsageError, match="--split chat: hf_agent@run is evaluated on run"):
+        make_plan(entry.task, registry.protocol(entry.task, "run"), dataset, split="chat")

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from qwen_eval import run
 from qwen_eval.code_interpreter import EMBEDDED
+from qwen_eval.commands.export import export as export_command
+from qwen_eval.commands.score import score
 from qwen_eval.errors import SandboxError
 from qwen_eval.loaded import LoadedRun
 from qwen_eval.models.base import Identity
@@ -115,6 +118,23 @@ def finished(
     return loaded
 
 
+def scored_again(path: Path, target: Path) -> set[tuple[str, str, bool]]:
+    """The verdicts of `score` on a run folder."""
+    words = ["--task", "code_interpreter", "--input", str(path), "--output", str(target)]
+    assert CliRunner().invoke(score, words, catch_exceptions=False).exit_code == 0
+    return {(line["id"], line["rule"], line["correct"]) for line in lines(target)}
+
+
+def export(path: Path, target: Path) -> None:
+    """Every layout takes a run with a rule that says nothing of most items; the published numbers are in lm-eval's."""
+    for layout in ("eee", "lm-eval", "csv"):
+        words = [str(path), "--format", layout, "--output", str(target)]
+        assert CliRunner().invoke(export_command, words, catch_exceptions=False).exit_code == 0
+    [results] = target.rglob("results_*.json")
+    found = json.loads(results.read_text(encoding="utf-8"))["results"]["code_interpreter"]
+    assert found["executable_math,executable"] == pytest.approx(12 / 14)
+
+
 def measures(loaded: LoadedRun, rule: str) -> dict[str, float]:
     found = loaded.metrics["rules"][rule]["measures"]
     return {name: part["score"] for name, part in found.items()}
@@ -156,6 +176,12 @@ def test_failing_and_missing_code_are_told_apart_and_a_judge_can_be_named_later(
     script, judge = Failing(), Judging()
     judged = finished(monkeypatch, tmp_path, script, judge)
     assert script.asked == 0, "nothing is generated again"
+    assert scored_again(judged.path, tmp_path / "again.jsonl") == {
+        (record["doc_id"], rule, verdict["correct"])
+        for record in read_records(judged.path)
+        for rule, verdict in record["verdicts"].items()
+    }
+    export(judged.path, tmp_path / "exported")
     assert judged.metrics["rules"]["executable"] == alone.metrics["rules"]["executable"]
     assert judged.metrics["rules"]["judge"]["n"] == 14
     assert measures(judged, "judge")["visualization hard"] == pytest.approx(6 / 8), "no figure is wrong, says who will"

@@ -7,7 +7,7 @@ import click
 
 from qwen_eval import registry
 from qwen_eval.commands.options import data_dir, include_path
-from qwen_eval.data import package_folder, present_folder
+from qwen_eval.data import find_dataset, package_folder, present_folder
 from qwen_eval.errors import DataError, UsageError, did_you_mean
 from qwen_eval.fetch import Pin, digest, pins, wheel_file
 from qwen_eval.fetch import fetch as fetch_dataset
@@ -31,9 +31,14 @@ def data(ctx: click.Context, data_dir: Path | None, include_path: Sequence[Path]
         places = [root for root in (data_dir, home() / "data") if root]
         present = [str(found) for root in places if (found := present_folder(spec, root) or wheel_file(spec, root))]
         present += [str(found)] if (found := package_folder(spec)) else []
-        rows = ", ".join(f"{split} {files.rows:,}" for split, files in spec.splits.items())
+        sizes = {
+            split: f"{files.rows:,}" if files.rows else "size not published" for split, files in spec.splits.items()
+        }
+        rows = ", ".join(f"{split} {size}" for split, size in sizes.items())
         click.echo(f"{name:<18}{rows}; {spec.licence}; {spec.homepage}")
-        click.echo(f"{'':<18}{present[0] if present else f'not here (python -m qwen_eval data fetch {name})'}")
+        pinned = any(files.fingerprint for files in spec.splits.values())
+        how = f"python -m qwen_eval data fetch {name}" if pinned else "EVALUATION.md says where it is"
+        click.echo(f"{'':<18}{present[0] if present else f'not here ({how})'}")
 
 
 @data.command()
@@ -66,6 +71,11 @@ def verify(datasets: dict[str, Entry], folder: Path) -> None:
             continue
         seen += 1
         defects = [defect for pin in official if (defect := _defect(found, pin, optional=pin.path in spec.texts))]
+        if not official:
+            defects = _unreadable(entry, folder)
+            wrong += defects
+            click.echo(f"{name:<18}{'cannot be read' if defects else 'no digests are published; all rows can be read'}")
+            continue
         wrong += defects
         result = f"{len(defects)} of {len(official)} files wrong" if defects else f"{len(official)} files, all official"
         click.echo(f"{name:<18}{result}")
@@ -74,6 +84,20 @@ def verify(datasets: dict[str, Entry], folder: Path) -> None:
         raise DataError("\n".join(wrong[:2]) + more)
     if not seen:
         raise DataError(f"{folder}: expected at least one of {', '.join(datasets)} in it, found none.")
+
+
+def _unreadable(entry: Entry, folder: Path) -> list[str]:
+    """Return what is wrong with files that nobody published digests of: whether their rows can be read."""
+    dataset = find_dataset(entry.task.data, tasks=entry.folder, data_dir=folder, allow_mini=False, network=False)
+    broken: list[str] = []
+    missing: list[str] = []
+    for split in entry.task.data.splits:
+        try:
+            entry.task.samples(dataset, split)
+        except DataError as error:
+            (missing if "this file is missing" in str(error) else broken).append(str(error))
+    # Of several versions one may be all that is there.
+    return broken or (missing if len(missing) == len(entry.task.data.splits) else [])
 
 
 def _defect(folder: Path, pin: Pin, *, optional: bool) -> str | None:

@@ -115,6 +115,7 @@ def evaluate(
                         finished.append(_run(plan, each.model, path, manifest, helpers, stop, name, overwrite))
                         folders.append(path)
                         _say_ungraded(plan, finished[-1])
+                        _say_unjudged(plan, finished[-1])
                 each.model.unload()
     except (Interrupted, KeyboardInterrupt) as error:
         _print(finished, format, by)
@@ -226,6 +227,16 @@ def _say_ungraded(plan: "Plan", metrics: dict[str, Any]) -> None:
         f"{plan.name}: this copy of the data has no answers for split {plan.split}, so there is no score; {form} "
         "what the leaderboard takes."
     )
+
+
+def _say_unjudged(plan: "Plan", metrics: dict[str, Any]) -> None:
+    """Say which rules nobody was there to answer for."""
+    silent = [rule for rule in plan.task.checks if not metrics["rules"].get(rule, {}).get("n")]
+    if silent and not plan.judged and metrics["n"]:
+        say(
+            f"{plan.name}: not scored by {', '.join(silent)}: there was no judge. --judge-model names one that sees "
+            "images; nothing else is asked again."
+        )
 
 
 def _safe(name: str) -> str:

@@ -408,13 +408,17 @@ def _judge(name: str) -> "Judging | None":
 
     if not name.startswith(PREFIX):
         raise UsageError(f"--judge-model {name}: expected {PREFIX}URL#NAME, found something else.")
-    return JudgeEndpoint(name, say=say)
+    try:
+        return JudgeEndpoint(name, say=say)
+    except UsageError as error:
+        raise UsageError(str(error).replace("--model", "--judge-model")) from None
 
 
 def _by_own_tokens(plan: "Plan", model: "Model") -> "Plan":
     """Return a plan whose rules count the model's own tokens, where it has rules that count tokens."""
     if plan.task.rules_by_tokens is None:
         return plan
+    model.pieces("")  # an endpoint's tokens are not known: said before anything is asked
     rules = plan.task.rules_by_tokens(model.pieces)
     return replace(plan, task=replace(plan.task, rules=rules), rouge_tokenizer="own")
 
@@ -583,7 +587,8 @@ def _plan(
     entry, named = wanted
     as_chat = chat or (not base and answering.identity.chat)
     chosen = protocol(entry.task, named) if named else default_protocol(entry.task, chat=as_chat)
-    if not named and not (chat or base) and len(entry.task.protocols) > 1:
+    kinds = {each.chat for each in entry.task.protocols}
+    if not named and not (chat or base) and len(kinds) > 1:
         kind, other = ("chat", "--base") if as_chat else ("base", "--chat")
         say(f"{model} is a {kind} model: {entry.task.name}@{chosen.name} ({other} for the other kind)")
     place = entry.task.name, chosen.name

@@ -13,8 +13,9 @@ import click
 
 from qwen_eval import registry
 from qwen_eval.commands.options import data_dir, include_path, option, sandbox_options
-from qwen_eval.data import Dataset, find_dataset
+from qwen_eval.data import Dataset, find_dataset, mini_dataset
 from qwen_eval.errors import DataError, IncompleteError, StoreError, UsageError, did_you_mean
+from qwen_eval.results import checksum, value_of
 from qwen_eval.scoring import rule_names, stored, verdict
 from qwen_eval.task import Answer, Cell, Execute, Failed, Sample, Task, Verdict
 
@@ -75,7 +76,7 @@ def score(
     if target.resolve() == source.resolve():
         raise UsageError(f"--output {target}: expected another file than --input.")
     if source.is_dir():
-        outputs = list(_of_run(entry.task, source))
+        outputs = list(_of_run(entry, source, data_dir))
     else:
         outputs = list(_of_file(entry, source, data_dir, split))
         _run_code(entry.task, rules, outputs, judge=judge, walls={"container": container, "unsafe": unsafe_exec})
@@ -93,8 +94,21 @@ def score(
         if not of_rule:
             click.echo(f"{name}, {each}: says nothing of these outputs.", err=True)
             continue
-        right, count = sum(verdict.correct for verdict in of_rule), len(of_rule)
-        click.echo(f"{name}, {each}: {right:,} of {count:,} correct ({100 * right / count:.1f} %)", err=True)
+        click.echo(f"{name}, {each}: {_summary(of_rule)}", err=True)
+
+
+def _summary(verdicts: Sequence[Verdict]) -> str:
+    """Say what a rule made of all outputs: how many are right, the score where that is another, the measures."""
+    right, count = sum(each.correct for each in verdicts), len(verdicts)
+    words = [f"{right:,} of {count:,} correct ({100 * right / count:.1f} %)"]
+    if any(each.value is not None for each in verdicts):
+        steps = sum(each.steps for each in verdicts)
+        score = sum(value_of(stored(each)) * each.steps for each in verdicts) / steps
+        words.append(f"score {100 * score:.1f} %")
+    for measure in dict.fromkeys(measure for each in verdicts for measure in each.measures):
+        values = [value for each in verdicts for value in each.measures.get(measure, ())]
+        words.append(f"{measure} {100 * sum(values) / len(values):.1f} %")
+    return ", ".join(words)
 
 
 def _write(target: Path, verdicts: Sequence[tuple[dict[str, Any], str, Verdict]]) -> None:
@@ -184,14 +198,14 @@ def _rules(task: Task, wanted: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(wanted)) or known
 
 
-def _of_run(task: Task, run: Path) -> Iterator[Output]:
+def _of_run(entry: registry.Entry, run: Path, data_dir: Path | None) -> Iterator[Output]:
     """Yield the output of every record of a finished run, with the repeat where there are several.
 
-    The records hold the items it was run on, so no data is needed.
+    The records hold the items it was run on, so no data is needed, but where a check needs a column that they lack.
     """
     from qwen_eval.results import read_answers, read_metrics, read_records, scored_text
 
-    metrics = read_metrics(run)
+    task, metrics = entry.task, read_metrics(run)
     if metrics["task"] != task.name:
         raise UsageError(f"{run}: expected a run of {task.name}, found one of {metrics['task']}.")
     repeated = metrics.get("repeats", 1) > 1
@@ -199,6 +213,7 @@ def _of_run(task: Task, run: Path) -> Iterator[Output]:
     if (run / "answers.jsonl").is_file():  # an imported run has none
         for each in sorted(read_answers(run / "answers.jsonl")[0], key=lambda answer: answer.turn):
             answers.setdefault((each.sample, each.repeat), []).append(each.answer)
+    whole = _items_of_run(entry, metrics, data_dir) if task.checks and task.unrecorded else {}
     for number, record in enumerate(read_records(run), 1):
         try:
             text = scored_text(record)
@@ -208,9 +223,26 @@ def _of_run(task: Task, run: Path) -> Iterator[Output]:
             raise StoreError(
                 f"{run / 'records.jsonl'}, line {number}: expected a record, found another object."
             ) from None
+        if whole:
+            sample = whole.get(sample.id, sample)
+            if checksum(dict(sample.row)) != record["doc_hash"]:
+                raise DataError(
+                    f"{run}: item {sample.id} is not in this copy of the data as it was run.\n"
+                    "Next: give the data that it was run on with --data-dir."
+                )
         if text is None:
             raise UsageError(f"{run}: this run compared log-probabilities; it has no text outputs to score.")
         yield Output(place, text, sample, answers.get((sample.id, record.get("repeat", 0)), []))
+
+
+def _items_of_run(entry: registry.Entry, metrics: Mapping[str, Any], data_dir: Path | None) -> dict[str, Sample]:
+    """Return the items of a run's split, whole, from the data that it was run on. Raises DataError."""
+    spec = entry.task.data
+    if metrics["mini"]:
+        dataset = mini_dataset(spec, entry.folder)
+    else:
+        dataset = find_dataset(spec, tasks=entry.folder, data_dir=data_dir, allow_mini=False, say=_say)
+    return {sample.id: sample for sample in entry.task.samples(dataset, metrics["split"])}
 
 
 def _of_file(entry: registry.Entry, file: Path, data_dir: Path | None, split: str | None) -> Iterator[Output]:

@@ -168,6 +168,7 @@ def _instances(source: Source, evaluation: str, model: str) -> list[dict[str, An
         _instance(source, evaluation, model, record, rule)
         for record in source.run.records()
         for rule in source.metrics["rules"]
+        if rule in record["verdicts"]  # one may say nothing of a sample
     ]
 
 

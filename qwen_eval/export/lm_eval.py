@@ -229,7 +229,7 @@ def _add(results: dict[str, Any], part: Part) -> None:
         values = [_mean([value_of(record["verdicts"][rule]) for record in item]) for item in part.items]
         scores |= {part.key(rule): _mean(values), _error_key(part, rule): _standard_error(values)}
     if not part.group:
-        scores |= _pass_at(part)
+        scores |= _pass_at(part) | _measured(part)
     results["results"][part.name] = {
         "name": part.name,
         "alias": part.group or part.name,
@@ -276,6 +276,7 @@ def _add_group(results: dict[str, Any], source: Source, parts: Sequence[Part]) -
             known = [each for each in errors if isinstance(each, float)]
             error = math.sqrt(sum(each**2 for each in known)) / len(errors) if len(known) == len(errors) else "N/A"
         scores |= {first.key(rule): whole["score"], _error_key(first, rule): error}
+    scores |= _measured(first)
     entry = {"name": source.name, "alias": source.name, "sample_len": metrics["n"], **scores}
     results["results"][source.name] = entry
     results["groups"][source.name] = entry
@@ -287,6 +288,15 @@ def _common(results: dict[str, Any], name: str, part: Part) -> None:
     results["versions"][name] = part.source.metrics["versions"].get("qwen_eval")
     results["n-shot"][name] = part.source.metrics["shots"]
     results["higher_is_better"][name] = {part.metric: True}
+
+
+def _measured(part: Part) -> dict[str, Any]:
+    """The numbers beside the scores of a run, by measure and rule."""
+    return {
+        f"{name.replace(' ', '_')},{filter_of(rule)}": measured["score"]
+        for rule, whole in part.source.metrics["rules"].items()
+        for name, measured in whole.get("measures", {}).items()
+    }
 
 
 def _pass_at(part: Part) -> dict[str, Any]:

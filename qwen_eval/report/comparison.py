@@ -76,6 +76,8 @@ class Line:
             return []
         here, there = self.run.metrics, self.reported
         found = [] if there.protocol == self.run.name else ["other protocol"]
+        if "judge" in there.notes:
+            found.append("other judge")
         if there.shots != str(here["shots"]):
             found.append(f"other shots (run: {here['shots']})" if there.shots else "shots not published")
         # What is measured beside a score belongs to a benchmark whose only split is its protocol's.

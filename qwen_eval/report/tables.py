@@ -61,8 +61,10 @@ def _scores(metrics: Sequence[Mapping[str, Any]], format: str, by: str) -> list[
         parts.append(draw(rules, format))
     for name in dict.fromkeys(each["task"] for each in metrics):
         of_task = [each for each in metrics if each["task"] == name]
-        if rows := [_of_model(each, len(models), row) for each in of_task for row in _measured(each)]:
-            parts.append(draw(rows, format))
+        tables: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for row in (_of_model(each, len(models), row) for each in of_task for row in _measured(each)):
+            tables.setdefault(tuple(row), []).append(row)
+        parts += [draw(rows, format) for rows in tables.values()]
     if rows := [_of_model(each, len(models), row) for each in metrics for row in _pass_at(each)]:
         parts.append(draw(rows, format))
     for each in metrics:
@@ -89,13 +91,14 @@ def draw(rows: Sequence[Mapping[str, Any]], format: str = "text") -> str:
         return frame.to_csv(index=False).rstrip("\n")
     right = {"Score", "n", "Items", "Unparsed", "Truncated", "Empty", "Errors", "Shots"}
     align = ["right" if column in right else "left" for column in frame.columns]
-    return tabulate(
+    table = tabulate(
         frame.astype(str).values.tolist(),
         headers=list(frame.columns),
         tablefmt=_TABULATE[format],
         disable_numparse=True,
         colalign=align,
     )
+    return table.replace("↑", r"$\uparrow$").replace("↓", r"$\downarrow$") if format == "latex" else table
 
 
 def _name(metrics: Mapping[str, Any]) -> str:
@@ -156,19 +159,17 @@ def _headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def _measured(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A line for every rule that measures something beside its score, on the scale on which that is published."""
-    measures = metrics.get("measures", ())
-    rules = {rule: part.get("measures", {}) for rule, part in metrics["rules"].items()}
-    shown = [each for each in measures if any(each["name"] in part for part in rules.values())]
+    rules = {rule: part["measures"] for rule, part in metrics["rules"].items() if "measures" in part}
     return [
-        {"Task": _name(metrics), "Rule": rule} | {each["title"]: _cell(part.get(each["name"]), each) for each in shown}
+        {"Task": _name(metrics), "Rule": rule}
+        | {each["title"]: _cell(part[each["name"]], each) for each in metrics["measures"] if each["name"] in part}
         for rule, part in rules.items()
-        if part
     ]
 
 
-def _cell(part: Mapping[str, Any] | None, measure: Mapping[str, Any]) -> str:
+def _cell(part: Mapping[str, Any], measure: Mapping[str, Any]) -> str:
     """A measured number with its interval."""
-    if part is None or part["score"] is None:
+    if part["score"] is None:
         return "-"
     digits, scale = (1 if measure["scale"] >= 100 else 3), measure["scale"]
     score, low, high = (f"{scale * part[name]:.{digits}f}" for name in ("score", "low", "high"))
