@@ -127,8 +127,7 @@ class ReferenceModel:
                 f"--precision {checkpoint.quantisation}: Qwen's first models are not quantised when they are loaded.\n"
                 "Next: give the Int4 or Int8 checkpoint of the model, or leave out --precision for it."
             )
-        if self.kind != qwen1.KIND:  # what loads those says itself what it needs
-            check_quantisation(checkpoint, self.config)
+        check_quantisation(checkpoint, self.config)
         self.quantised = is_quantised(checkpoint, self.config)
         self.tokenizer = Tokenizer(checkpoint.tokenizer, model=checkpoint.folder, trusted=trusted)
         self.batch_size = batch_size
