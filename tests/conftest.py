@@ -142,7 +142,7 @@ def script_the_model(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
         asked.update(settings)
         return ScriptedModel(answer, chat=True)
 
-    monkeypatch.setattr(importlib.import_module("qwen_eval.commands.run"), "_engine", engine)
+    monkeypatch.setattr(importlib.import_module("qwen_eval.commands.run"), "open_engine", engine)
     return asked
 
 

@@ -205,7 +205,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
         return replace(answered, text=answered.text * 80) if isinstance(answered, Generated) else answered
 
     monkeypatch.setattr(
-        "qwen_eval.commands.run._engine", lambda model, **settings: ScriptedModel(answer, batch=3, chat=True)
+        "qwen_eval.commands.run.open_engine", lambda model, **settings: ScriptedModel(answer, batch=3, chat=True)
     )
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     return listed

@@ -112,8 +112,8 @@ def finished(
     monkeypatch: pytest.MonkeyPatch, folder: Path, script: Knowing, judge: Judging | None = None, **settings: Any
 ) -> LoadedRun:
     commands = importlib.import_module("qwen_eval.commands.run")
-    monkeypatch.setattr(commands, "_engine", lambda *names, **more: ScriptedModel(script, chat=True))
-    monkeypatch.setattr(commands, "_judge", lambda name: judge)
+    monkeypatch.setattr(commands, "open_engine", lambda *names, **more: ScriptedModel(script, chat=True))
+    monkeypatch.setattr(commands, "open_judge", lambda name: judge)
     (loaded,) = run(task="code_interpreter@qwen", model="toy", output_dir=folder, **settings)
     return loaded
 

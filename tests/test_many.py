@@ -57,7 +57,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return Named(name, answer, done)
 
-    monkeypatch.setattr("qwen_eval.commands.run._engine", engine)
+    monkeypatch.setattr("qwen_eval.commands.run.open_engine", engine)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     return done
 

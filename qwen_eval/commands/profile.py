@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qwen_eval.commands.evaluate import Failures, say
+from qwen_eval.commands.opening import located
 from qwen_eval.commands.options import load_config, model_options, named, option, output_format
-from qwen_eval.commands.run import check_writable, located
+from qwen_eval.commands.run import check_writable
 from qwen_eval.errors import MissingError, UsageError, did_you_mean
 
 if TYPE_CHECKING:

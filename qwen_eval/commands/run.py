@@ -2,8 +2,7 @@
 
 import itertools
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from qwen_eval.commands.evaluate import Failures, Planned, evaluate, say
+from qwen_eval.commands.opening import open_engine, open_judge, open_sandboxes
 from qwen_eval.commands.options import (
     BatchSize,
     Limit,
@@ -34,13 +34,12 @@ from qwen_eval.report.tables import BY
 if TYPE_CHECKING:
     from qwen_eval.data import Dataset
     from qwen_eval.models.base import Judging, Model
-    from qwen_eval.models.transformers.checkpoint import Checkpoint
     from qwen_eval.plan import Plan
     from qwen_eval.registry import Entry
-    from qwen_eval.sandbox import Sandbox, Sessions
+    from qwen_eval.runner import Helpers
     from qwen_eval.task import Sampling
 
-__all__ = ["check_writable", "kind", "located", "run", "run_tasks"]
+__all__ = ["check_writable", "kind", "run", "run_tasks"]
 
 
 @click.command()
@@ -254,19 +253,13 @@ def run_tasks(
     failures = Failures()
     datasets = _datasets([entry for entry, _ in wanted], data_dir, documents, failures, allow_mini=not no_mini)
     wanted = [(entry, named) for entry, named in wanted if entry.task.data.name in datasets]
-    prepare = {} if dry_run else {entry.task.name: entry.task.prepare for entry, _ in wanted if entry.task.prepare}
-    for name, get in prepare.items():
-        with failures.apart(name, MissingError, alone=len({entry.task.name for entry, _ in wanted}) == 1):
-            get()
-            continue
-        wanted = [each for each in wanted if each[0].task.name != name]
-    judging = _judge(judge_model)
+    wanted = wanted if dry_run else _prepared(wanted, failures)
+    judging = open_judge(judge_model)
     by_length = {"--lengths": lengths, "--blocks": blocks, "--documents": documents, "--plot": plot}
     _check_by_length([flag for flag, value in by_length.items() if value], wanted, plot)
     if not dry_run:
         check_writable(output_dir)
     from qwen_eval.plan import make_plan
-    from qwen_eval.runner import Helpers
 
     make = partial(
         make_plan,
@@ -288,7 +281,7 @@ def run_tasks(
         name = f"{given} in {loaded_as}" if loaded_as else given
         name = f"{name} ({setting})" if setting else name
         with failures.apart(name, MissingError, alone=len(asked) == 1):
-            answering = _engine(
+            answering = open_engine(
                 given,
                 precision=loaded_as,
                 adapter=adapter,
@@ -321,34 +314,66 @@ def run_tasks(
     if rouge_tokenizer == "own":
         planned = [replace(each, plans=[_by_own_tokens(plan, each.model) for plan in each.plans]) for each in planned]
     further: dict[str, Any] = {"seed": seed} | ({"batch_size": batch_size or "auto"} if deterministic else {})
-    if judging is not None:
-        further["judge_model"] = {"name": judging.identity.name, "fingerprint": judging.identity.fingerprint}
     with ExitStack() as stack:
-        helpers = Helpers(judge=judging)
-        code = [plan.name for plan in made.values() if plan.needs_sandbox]
-        if code:
-            # Opened before anything is generated: where there is no sandbox, no code task is asked.
-            with failures.apart(", ".join(code), SandboxError, alone=len(code) == len(made)):
-                walls = {"container": container, "unsafe": unsafe_exec}
-                sandbox, sessions = _sandboxes(stack, made.values(), judge=judge, walls=walls)
-                helpers = replace(helpers, sandbox=sandbox, sessions=sessions)
-                if opened := sandbox or sessions:
-                    further["sandbox"] = {"mode": opened.mode, "judge": judge}
-            if "sandbox" not in further:
-                for each in planned:
-                    each.plans[:] = [plan for plan in each.plans if not plan.needs_sandbox]
+        walls = {"container": container, "unsafe": unsafe_exec}
+        helpers, opened = _helpers(stack, planned, failures, judging=judging, judge=judge, walls=walls)
         return evaluate(
             planned,
             output_dir,
             failures,
             helpers=helpers,
-            settings=further,
+            settings=further | opened,
             overwrite=overwrite,
             format=format,
             by=by,
             effect=bool(precision),
             plot=plot,
         )
+
+
+def _prepared(wanted: Sequence[tuple["Entry", str | None]], failures: Failures) -> list[tuple["Entry", str | None]]:
+    """Get what rules need from outside; return the tasks whose rules have it."""
+    tasks = {entry.task.name: entry.task.prepare for entry, _ in wanted}
+    missing = {name for name, prepare in tasks.items() if prepare}
+    for name, prepare in tasks.items():
+        with failures.apart(name, MissingError, alone=len(tasks) == 1):
+            if prepare:
+                prepare()
+            missing.discard(name)
+    return [(entry, named) for entry, named in wanted if entry.task.name not in missing]
+
+
+def _helpers(
+    stack: ExitStack,
+    planned: Sequence[Planned],
+    failures: Failures,
+    *,
+    judging: "Judging | None",
+    judge: str,
+    walls: Mapping[str, Any],
+) -> tuple["Helpers", dict[str, Any]]:
+    """Open what the plans need beside a model; return it, and what the manifests say of it.
+
+    Where there is no sandbox, the plans that need one are taken out.
+    """
+    from qwen_eval.runner import Helpers
+
+    said: dict[str, Any] = {}
+    if judging is not None:
+        said["judge_model"] = {"name": judging.identity.name, "fingerprint": judging.identity.fingerprint}
+    plans = {plan.name: plan for each in planned for plan in each.plans}
+    code = [name for name, plan in plans.items() if plan.needs_sandbox]
+    if not code:
+        return Helpers(judge=judging), said
+    # Opened before anything is generated: where there is no sandbox, no code task is asked.
+    with failures.apart(", ".join(code), SandboxError, alone=len(code) == len(plans)):
+        sandbox, sessions = open_sandboxes(stack, plans.values(), judge=judge, walls=walls)
+        if opened := sandbox or sessions:
+            said["sandbox"] = {"mode": opened.mode, "judge": judge}
+        return Helpers(sandbox=sandbox, sessions=sessions, judge=judging), said
+    for each in planned:
+        each.plans[:] = [plan for plan in each.plans if not plan.needs_sandbox]
+    return Helpers(judge=judging), said
 
 
 def kind(chat: bool, base: bool) -> tuple[bool, bool]:
@@ -383,35 +408,6 @@ def _sampling(temperature: float, top_p: float, top_k: int, repeats: int, seed: 
                 f"every time.\nNext: add --temperature, or leave out {flag}."
             )
     return None
-
-
-def _sandboxes(
-    stack: ExitStack, plans: Iterable["Plan"], *, judge: str, walls: Mapping[str, Any]
-) -> "tuple[Sandbox | None, Sessions | None]":
-    """Open what the plans need: a sandbox for programs, one for sessions. Raises SandboxError."""
-    from qwen_eval import sandbox
-
-    programs = any(plan.task.programs for plan in plans)
-    sessions = any(plan.protocol.sessions for plan in plans)
-    return (
-        stack.enter_context(sandbox.Sandbox(judge=judge, **walls)) if programs else None,
-        stack.enter_context(sandbox.Sessions(**walls)) if sessions else None,
-    )
-
-
-def _judge(name: str) -> "Judging | None":
-    """Return the judge that was named, None where none was. Raises UsageError, ModelError."""
-    if not name:
-        return None
-    from qwen_eval.models.connection import PREFIX
-    from qwen_eval.models.endpoint import JudgeEndpoint
-
-    if not name.startswith(PREFIX):
-        raise UsageError(f"--judge-model {name}: expected {PREFIX}URL#NAME, found something else.")
-    try:
-        return JudgeEndpoint(name, say=say)
-    except UsageError as error:
-        raise UsageError(str(error).replace("--model", "--judge-model")) from None
 
 
 def _by_own_tokens(plan: "Plan", model: "Model") -> "Plan":
@@ -500,74 +496,6 @@ def check_writable(folder: Path) -> None:
             f"--output-dir {folder}: expected a folder that can be written, found none ({error.strerror}).\n"
             "Next: choose another --output-dir."
         ) from None
-
-
-def _engine(
-    model: str,
-    *,
-    precision: str | None,
-    adapter: Path | None,
-    hub: str,
-    engine: str,
-    dtype: str,
-    device: str,
-    batch_size: int | None,
-    deterministic: bool,
-    verify: bool,
-    setting: str | None = None,
-    trusted: bool = False,
-) -> "Model":
-    if model.startswith("endpoint:"):
-        for flag, value in {"--precision": precision, "--adapter": adapter}.items():
-            if value:
-                raise UsageError(f"{flag} {value}: an endpoint's weights are loaded by its server.")
-        if setting:
-            raise UsageError(
-                f"--settings {setting}: an endpoint decides itself what it does with long contexts.\n"
-                "Next: leave out --settings, or choose a local model."
-            )
-        local = {"--engine": engine, "--dtype": dtype, "--device": device}
-        return _endpoint(model, local, batch_size=batch_size, deterministic=deterministic)
-    from qwen_eval.models.transformers.checkpoint import checked_dtype
-
-    if dtype != "auto":
-        if precision:
-            raise UsageError(f"--dtype {dtype} and --precision {precision}: expected one of them, found both.")
-        checked_dtype(dtype)
-    checkpoint = located(model, hub=hub, adapter=adapter, precision=precision)
-    # Idle worker threads that spin steal the processor from whoever has work on a busy machine; read at torch's import.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from qwen_eval.models.transformers.engine import open_model
-
-    settings: dict[str, Any] = {"dtype": dtype, "device": device, "batch_size": batch_size}
-    settings |= {"setting": setting, "trusted": trusted}
-    return open_model(checkpoint, engine=engine, say=say, deterministic=deterministic, verify=verify, **settings)
-
-
-def located(model: str, *, hub: str, adapter: Path | None, precision: str | None) -> "Checkpoint":
-    """Return the local checkpoint a user means; say where an adapter was trained on another one."""
-    from qwen_eval.models.transformers.adapters import base_of
-    from qwen_eval.models.transformers.checkpoint import locate
-
-    checkpoint = locate(model, hub=hub, adapter=adapter, precision=precision)
-    base = base_of(adapter) if adapter else ""
-    if base and not checkpoint.name.lower().startswith(f"{Path(base).name.lower()}+"):
-        say(f"Warning: --adapter {adapter} was trained on {base}; it is put onto {model}.")
-    return checkpoint
-
-
-def _endpoint(model: str, local: Mapping[str, str], *, batch_size: int | None, deterministic: bool) -> "Model":
-    from qwen_eval.models.endpoint import EndpointModel
-
-    if deterministic:
-        raise UsageError(
-            "--deterministic: an endpoint decides itself what it computes together.\n"
-            "Next: leave out --deterministic, or choose a local model."
-        )
-    for flag, value in local.items():
-        if value != "auto":
-            say(f"{flag} {value} does not reach an endpoint: its server decides.")
-    return EndpointModel(model, concurrency=batch_size, say=say)
 
 
 def _plan(
