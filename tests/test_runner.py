@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sandboxes import FakeSandbox
+from sandboxes import FakeSandbox, FakeSessions
 
 from qwen_eval import registry
 from qwen_eval.commands.dry_run import shared_length
@@ -24,6 +24,7 @@ from qwen_eval.plan import Plan, make_plan
 from qwen_eval.registry import Entry
 from qwen_eval.results import RunFolder, read_answers, read_records
 from qwen_eval.runner import Helpers, Stop, run, stop_on_signal
+from qwen_eval.sandbox import Seen
 from qwen_eval.scoring import rule_names
 from qwen_eval.task import Answer, Choose, Chosen, Dialogue, Failed, Generate, Generated, Request, Sample, Sampling
 
@@ -48,8 +49,11 @@ def script(request: Request) -> Answer | Failed:
 def finish(plan: Plan, path: Path, **settings: Any) -> tuple[dict[str, Any], ScriptedModel]:
     model = ScriptedModel(settings.pop("script", script), batch=settings.pop("batch", 4))
     sandbox: Any = FakeSandbox(**settings.pop("sandbox", {}))
+    sessions: Any = FakeSessions(lambda step: Seen(messages=(), end="error"))
     with RunFolder(path, plan.manifest() | {"model": {"name": "m"}}, **settings) as folder:
-        return run(plan, model, folder, stop=Stop(), helpers=Helpers(sandbox=sandbox), say=lambda line: None), model
+        return run(
+            plan, model, folder, stop=Stop(), helpers=Helpers(sandbox=sandbox, sessions=sessions), say=lambda line: None
+        ), model
 
 
 def bytes_of(path: Path) -> list[bytes]:
@@ -529,7 +533,8 @@ def test_answers_that_come_later_score_a_run_without_asking_again(tmp_path: Path
     finish(plan, tmp_path)
     answers = {sample.id: "A" for sample in plan.samples}
     task = replace(
-        plan.task, samples=lambda rows, split: [replace(each, gold=answers[each.id]) for each in plan.samples]
+        plan.task,
+        samples=lambda rows, split: [replace(each, gold=answers[each.id]) for each in plan.task.samples(rows, split)],
     )
     graded = make_plan(task, plan.protocol, plan.dataset, split="test")
     metrics, model = finish(graded, tmp_path)
@@ -568,10 +573,15 @@ def test_every_protocol_of_every_task_runs_on_its_mini_set(
     tmp_path: Path, entries: dict[str, Entry], mini: Callable[[str], Dataset]
 ) -> None:
     for name, entry in entries.items():
+        if name == "perplexity":
+            continue  # which asks for no text and has no score (test_perplexity.py)
+        totals = []
         for protocol in entry.task.protocols:
             plan = make_plan(entry.task, protocol, mini(name))
             metrics, _ = finish(plan, tmp_path / plan.folder)
+            totals.append(plan.total)
             assert metrics["rule"] == protocol.rule
-            assert metrics["n"] == plan.total >= 20
+            assert metrics["n"] == plan.total
             assert 0 <= metrics["score"] <= 1
             assert set(metrics["rules"]) == ({"choice"} if protocol.rule == "choice" else set(rule_names(entry.task)))
+        assert min(totals) >= 20 or (entry.task.together and sum(totals) >= 20)
