@@ -88,3 +88,9 @@ def compare(folder: Path, requests: list[Request], *, batch_size: int | None) ->
 def new_tokens(answers: Iterable[Answer | Failed]) -> int:
     """How many tokens were generated for these answers."""
     return sum(answer.new_tokens for answer in answers if isinstance(answer, Generated))
+
+
+def counted(model: ReferenceModel) -> dict[str, int | float | str]:
+    """What a model has counted, without what a clock or the machine's memory decides."""
+    measured = ("load_seconds", "peak_memory_bytes", "peak_memory_answering_bytes")
+    return {name: value for name, value in model.counters().items() if name not in measured}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import DEEPER, SHOTS, TEXTS, agree, answers_of, expected, packed
+from engines import DEEPER, SHOTS, TEXTS, agree, answers_of, counted, expected, packed
 
 from qwen_eval.models.transformers.engine import PackedModel
 from qwen_eval.models.transformers.packed import Step
@@ -241,7 +241,7 @@ def test_every_token_of_a_step_is_counted(
     model = packed(folder, batch_size=3)
     model.on_progress(reported.append)
     answers = answers_of(model, MIXED)
-    counters = model.counters()
+    counters = counted(model)
     steps = [count for step, count in passes if step]
     made = sum(getattr(answer, "new_tokens", 0) for answer in answers)
     asked = sum(getattr(answer, "prompt_tokens", 0) for answer in answers) + 90 * len(getattr(answers[-1], "nll", ()))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import DEEPER, SHOTS, TEXTS, agree, answers_of, collected, expected, packed
+from engines import DEEPER, SHOTS, TEXTS, agree, answers_of, collected, counted, expected, packed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -124,7 +124,7 @@ def run(
     monkeypatch.setattr("qwen_eval.models.transformers.engine.free_memory", lambda device: free)
     monkeypatch.setattr("time.perf_counter", clock)
     model = packed(folder, **how)
-    found = bits(answers_of(model, MANY)), model.counters()
+    found = bits(answers_of(model, MANY)), counted(model)
     monkeypatch.undo()
     return found
 
@@ -164,12 +164,12 @@ def test_what_was_forgotten_leaves_no_trace(earlier: list[Request], tiny_checkpo
     folder = tiny_checkpoint("qwen2")
     new, used = packed(folder, deterministic=True), packed(folder, deterministic=True)
     answers_of(used, earlier)
-    before = used.counters()
+    before = counted(used)
     used.forget()
     assert bits(answers_of(used, MANY)) == bits(answers_of(new, MANY))
-    for name, count in new.counters().items():
+    for name, count in counted(new).items():
         if name != "batch_size":
-            assert int(used.counters()[name]) - int(before[name]) == count
+            assert int(counted(used)[name]) - int(before[name]) == count
 
 
 def test_samples_of_a_prompt_just_asked_are_computed_anew_after_forgetting(
