@@ -57,6 +57,8 @@ def test_every_setting_is_a_run_of_its_own_and_all_coincide_up_to_the_training_l
     assert len({each[2] for each in values.values()}) == 4, "256: four techniques"
     assert [part["blocks"] for part in runs["plain"]["perplexity"].values()] == [5, 5, 5]
     assert "window: the schedule is this project's own" in out
+    model = runs["plain"]["model"]["name"]
+    assert all(f"{model}, {name} " in out for name in runs), "the setting tells them apart, no fingerprint"
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
     for name, each in values.items():
         assert f"{each[0]:.0f} ± " in out, name

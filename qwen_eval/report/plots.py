@@ -29,6 +29,8 @@ def plot_perplexity(runs: Sequence[Mapping[str, Any]], file: Path) -> None:
 
     Raises UsageError where the file cannot be written.
     """
+    from matplotlib.ticker import LogFormatter
+
     figure = _figure((7, 4.5))
     axes = figure.subplots()
     lengths = sorted({length for each in runs for length, _ in parts(each)})
@@ -47,6 +49,8 @@ def plot_perplexity(runs: Sequence[Mapping[str, Any]], file: Path) -> None:
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        ticks(LogFormatter(minor_thresholds=(2, 0.5)))
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.set_xlabel("Length of a block (tokens)")
     axes.set_ylabel("Perplexity")

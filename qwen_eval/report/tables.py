@@ -4,10 +4,10 @@ pandas holds the rows and writes CSV, tabulate draws the rest.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from qwen_eval.report.perplexity import by_length, long, notes
+from qwen_eval.report.perplexity import by_length, label, long, notes
 
 __all__ = ["BY", "FORMATS", "draw", "results"]
 
@@ -29,9 +29,9 @@ def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: s
     """
     if format == "json":
         return json.dumps(list(metrics), ensure_ascii=False, indent=1, sort_keys=True)
-    metrics = _told_apart(metrics)
-    lengthwise = [each for each in metrics if "perplexity" in each]
-    metrics = [each for each in metrics if "perplexity" not in each]
+    # Perplexity names the setting beside the model, which tells runs of one model apart.
+    lengthwise = _told_apart([each for each in metrics if "perplexity" in each], label)
+    metrics = _told_apart([each for each in metrics if "perplexity" not in each])
     if format == "csv":
         return draw([*_long(metrics), *(row for each in lengthwise for row in long(each))], format)
     parts = [draw(rows, format) for rows in by_length(lengthwise)]
@@ -108,14 +108,21 @@ def _name(metrics: Mapping[str, Any]) -> str:
     return f"{metrics['task']}@{metrics['protocol']}{marks}"
 
 
-def _told_apart(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Add the fingerprint to the name of a model where another model has the same name."""
+def _model_name(metrics: Mapping[str, Any]) -> str:
+    name: str = metrics["model"]["name"]
+    return name
+
+
+def _told_apart(
+    metrics: Sequence[Mapping[str, Any]], called: Callable[[Mapping[str, Any]], str] = _model_name
+) -> list[Mapping[str, Any]]:
+    """Add the fingerprint to the name of a model where another model is called the same."""
     prints: dict[str, set[str]] = {}
     for each in metrics:
-        prints.setdefault(each["model"]["name"], set()).add(each["model"].get("fingerprint", ""))
+        prints.setdefault(called(each), set()).add(each["model"].get("fingerprint", ""))
     return [
-        {**each, "model": {**model, "name": f"{model['name']} ({model['fingerprint'][:8]})"}}
-        if len(prints[(model := each["model"])["name"]]) > 1
+        {**each, "model": {**each["model"], "name": f"{_model_name(each)} ({each['model']['fingerprint'][:8]})"}}
+        if len(prints[called(each)]) > 1
         else each
         for each in metrics
     ]
