@@ -99,7 +99,6 @@ _AS_LIST: Final = re.compile(r"new\s+ArrayList<\w*>\(Arrays\.asList\((.+?)\)\)")
 _ADDED: Final = re.compile(r"new\s+ArrayList<\w*>\(\)\s*\{\{\s*(.+?)\s*\}\}", re.DOTALL)
 _NEW_LIST: Final = re.compile(r"new\s+ArrayList<\w*>\(\)")
 _NEW_MAP: Final = re.compile(r"new\s+HashMap<.*?>\s*\(\)")
-_PUT: Final = re.compile(r'put\("(.*?)",\s*(.*?)\)')
 _FILLED_MAP: Final = re.compile(r"new\s+HashMap<.*?>\s*\(\)\s*\{", re.DOTALL)
 
 
