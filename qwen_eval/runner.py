@@ -11,7 +11,7 @@ import itertools
 import signal
 import time
 from base64 import b64decode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -185,6 +185,7 @@ class _Session:
     model: Model
     folder: RunFolder
     bar: Any
+    stop: Stop = field(default_factory=Stop)
     helpers: Helpers = field(default_factory=Helpers)
     anew: bool = False
     running: dict[int, _Running] = field(default_factory=dict)
@@ -261,7 +262,9 @@ class _Session:
             self.reused += 1
 
     def put(self, ticket: int, request: Asked) -> None:
-        """Put a request to whoever answers it."""
+        """Put a request to whoever answers it; after a stop to nobody."""
+        if self.stop.asked:
+            return
         sandbox, sessions, judge = self.helpers.sandbox, self.helpers.sessions, self.helpers.judge
         if isinstance(request, Request):
             self.model.submit(ticket, request)
@@ -292,9 +295,13 @@ class _Session:
         ):
             if helper is None or kind not in kinds:
                 continue
-            for ticket, said in helper.collect(timeout=patience):
-                if ticket in self.elsewhere:
-                    yield ticket, answer_of(self.elsewhere.pop(ticket), said)
+            yield from self.said(helper, patience)
+
+    def said(self, helper: "Sandbox | Sessions | Judging", patience: float) -> Iterator[tuple[int, Answer | Failed]]:
+        """Yield what a helper has answered within so many seconds."""
+        for ticket, said in helper.collect(timeout=patience):
+            if ticket in self.elsewhere:
+                yield ticket, answer_of(self.elsewhere.pop(ticket), said)
 
     def finish(self, ticket: int, each: _Running, answer: Answer) -> None:
         """Score a sample whose dialogue is over."""
@@ -313,14 +320,14 @@ class _Session:
         if self.bar is not None:
             self.bar.update(1)
 
-    def collect(self) -> None:
+    def collect(self, ready: Iterable[tuple[int, Answer | Failed]]) -> None:
         """Take the answers that are ready, write them down, and only then go on with their dialogues.
 
         Where an answer is stored already, the new one is dropped, whatever it says.
         """
         new: list[StoredAnswer] = []
         answered: list[tuple[int, Answer]] = []
-        for ticket, answer in self.ready():
+        for ticket, answer in ready:
             if ticket not in self.running:
                 continue  # asked for an earlier task that broke off
             each = self.running[ticket]
@@ -343,6 +350,13 @@ class _Session:
             each = self.running[ticket]
             each.answers.append(answer)
             self.advance(ticket, each, answer)
+
+    def end(self) -> None:
+        """Take what servers are at when the user stops: it is paid for."""
+        while self.model.withdraw():
+            self.collect(self.model.collect())
+        while self.helpers.judge is not None and self.helpers.judge.withdraw():
+            self.collect(self.said(self.helpers.judge, 0.25))
 
 
 def answer_of(request: Execute | Cell | Judge, said: Any) -> Answer | Failed:
@@ -373,15 +387,16 @@ def run(
     """
     begun = time.monotonic()
     before = model.counters()
-    session = _Session(plan, model, folder, bar, helpers or Helpers())
+    session = _Session(plan, model, folder, bar, stop, helpers or Helpers())
     model.on_progress(session.report)
     if folder.answers:
         say(f"{plan.name}: {len(folder.answers):,} answer(s) taken from {folder.path}")
     for chunk in _chunks(plan):
         session.begin(chunk)
         while session.running and not stop.asked:
-            session.collect()
+            session.collect(session.ready())
         if stop.asked:
+            session.end()
             break
     folder.add_timing(
         {

@@ -121,12 +121,12 @@ def test_a_dry_run_asks_nothing_and_claims_no_tokens(cli: Cli, server: Server) -
 
 
 @pytest.fixture
-def session(server: Server, tmp_path: Path) -> Callable[[], "subprocess.Popen[str]"]:
-    """Start `run` as a process of its own, one answer at a time."""
+def session(server: Server, tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
+    """Start `run` as a process of its own, with so many requests in flight."""
 
-    def start() -> "subprocess.Popen[str]":
+    def start(flight: int = 1) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [sys.executable, "-m", "qwen_eval", *run(server, "--batch-size", "1", "--format", "json")],
+            [sys.executable, "-m", "qwen_eval", *run(server, "--batch-size", str(flight), "--format", "json")],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
@@ -135,6 +135,10 @@ def session(server: Server, tmp_path: Path) -> Callable[[], "subprocess.Popen[st
         )
 
     return start
+
+
+def answers(tmp_path: Path) -> int:
+    return sum(file.read_bytes().count(b"\n") for file in tmp_path.rglob("answers.jsonl"))
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -146,7 +150,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_a_killed_run_goes_on_and_asks_nothing_again(
-    server: Server, session: Callable[[], "subprocess.Popen[str]"], cli: Cli, tmp_path: Path
+    server: Server, session: Callable[..., "subprocess.Popen[str]"], cli: Cli, tmp_path: Path
 ) -> None:
     speak = server.speak
     server.speak = lambda prompt: slowly(0.05)("") + speak(prompt)
@@ -171,16 +175,13 @@ def test_a_killed_run_goes_on_and_asks_nothing_again(
 
 @pytest.mark.parametrize("presses", [1, 2])
 def test_ctrl_c_does_not_wait_for_answers_nobody_reads(
-    server: Server, session: Callable[[], "subprocess.Popen[str]"], tmp_path: Path, presses: int
+    server: Server, session: Callable[..., "subprocess.Popen[str]"], tmp_path: Path, presses: int
 ) -> None:
     server.speak = lambda prompt: slowly(0.1 if len(server.asked) < 4 else 20.0 if presses == 2 else 2.0)("")
 
-    def written() -> Iterator[Path]:
-        return tmp_path.rglob("answers.jsonl")
-
     process = session()
     # Three answers are written, and the fourth is waited for.
-    until(lambda: len(server.asked) == 4 and sum(file.read_bytes().count(b"\n") for file in written()) == 3)
+    until(lambda: len(server.asked) == 4 and answers(tmp_path) == 3)
     time.sleep(0.2)
     begun = time.monotonic()
     for _ in range(presses):
@@ -191,3 +192,19 @@ def test_ctrl_c_does_not_wait_for_answers_nobody_reads(
     assert process.returncode == 130, err
     assert "resume with  python -m qwen_eval run" in err
     assert "Traceback" not in err
+
+
+def test_ctrl_c_keeps_every_answer_that_the_server_is_at(
+    server: Server, session: Callable[..., "subprocess.Popen[str]"], cli: Cli, tmp_path: Path
+) -> None:
+    server.speak = lambda prompt: slowly(0.05 if len(server.asked) < 5 else 1.0)("")
+    process = session(4)
+    until(lambda: len(server.asked) >= 8)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=15)
+    assert process.returncode == 130, err
+    assert 8 <= len(server.asked) < len(set(map(str, server.prompts))) + 1
+    assert answers(tmp_path) == len(server.asked)
+    server.speak = slowly(0)
+    assert cli(*run(server, "--format", "json"))[0] == 0
+    assert set(Counter(map(str, server.prompts)).values()) == {1}

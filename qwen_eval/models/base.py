@@ -53,6 +53,12 @@ class Model(Protocol):
     def collect(self) -> Sequence[tuple[int, Answer | Failed]]:
         """Wait until some answers are ready and return them; an empty sequence when nothing is queued."""
 
+    def withdraw(self) -> int:
+        """Take back what nobody is at yet, and return how many answers cannot be taken back and are still collected.
+
+        Those are a server's, where each is paid for. Local work is not waited for: it may take as long as the longest.
+        """
+
     def forget(self) -> None:
         """Let go of what earlier requests left behind (cached prefixes): the next answers do not depend on it."""
 
@@ -84,3 +90,6 @@ class Judging(Protocol):
 
     def collect(self, *, timeout: float | None = None) -> Sequence[tuple[int, str | Failed]]:
         """Wait until some are answered, for `timeout` seconds at most (0 only looks), and return the replies."""
+
+    def withdraw(self) -> int:
+        """Take back what nobody is at yet, and return how many replies are under way and still collected."""

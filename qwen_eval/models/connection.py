@@ -244,6 +244,14 @@ class Pool(Generic[Asked, Answered]):
                 raise answer
         return found  # type: ignore[return-value]
 
+    def withdraw(self) -> int:
+        """Take back what no thread has begun, and return how many answers are still to be collected."""
+        with suppress(queue.Empty):
+            while True:
+                self._waiting.get_nowait()
+                self._open -= 1
+        return self._open
+
     def drop(self) -> None:
         """Let go of everything in line; what is under way is not waited for, and its answer is lost."""
         with suppress(queue.Empty):

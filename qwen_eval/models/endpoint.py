@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final
 
 from qwen_eval.errors import UsageError
@@ -37,7 +37,9 @@ class EndpointModel:
         """Find the server of `endpoint:URL#NAME`. Raises UsageError, ModelError."""
         self._connection = Connection(Address.parse(model), say=say)
         self.identity = _identity(self._connection)
-        self._pool: Pool[Request, Answer | Failed] = Pool(self._answer, concurrency or CONCURRENCY)
+        self._pool: Pool[Request, Answer | Failed] = Pool(
+            partial(_answer, self._connection), concurrency or CONCURRENCY
+        )
         self._report: Callable[[int], None] = lambda tokens: None
         self._counters = dict.fromkeys(("requests", "prompt_tokens", "new_tokens"), 0)
 
@@ -56,6 +58,10 @@ class EndpointModel:
                 self._counters["new_tokens"] += new_tokens
                 self._report(answer.prompt_tokens + new_tokens)
         return answers
+
+    def withdraw(self) -> int:
+        """Take back what is queued, and return how many requests are under way at the server."""
+        return self._pool.withdraw()
 
     def forget(self) -> None:
         """What a server remembers is its own."""
@@ -101,18 +107,6 @@ class EndpointModel:
             )
         return ""
 
-    def _answer(self, request: Request) -> Answer | Failed:
-        reason = _unanswerable(request)
-        if reason or isinstance(request, Perplexity):
-            return Failed(reason=reason.partition("\n")[0])
-        try:
-            if isinstance(request, Choose):
-                return choose(self._connection, request)
-            path, body, spare = _written(request)
-            return _read(request, self._connection.post(path, body, spare=spare))
-        except NoAnswer as error:
-            return Failed(reason=str(error))
-
 
 class JudgeEndpoint:
     """The judge: a second model, which sees images. `submit` any number, `collect` until it returns nothing."""
@@ -122,7 +116,7 @@ class JudgeEndpoint:
         self._connection = Connection(Address.parse(model), say=say)
         self.identity = _identity(self._connection)
         self.name = self.identity.name
-        self._pool: Pool[Judge, str | Failed] = Pool(self._answer, concurrency or CONCURRENCY)
+        self._pool: Pool[Judge, str | Failed] = Pool(partial(_judged, self._connection), concurrency or CONCURRENCY)
 
     def submit(self, ticket: int, request: Judge) -> None:
         """Put a question in line; `ticket` comes back with the reply."""
@@ -135,23 +129,39 @@ class JudgeEndpoint:
         """
         return self._pool.collect(timeout=timeout)
 
+    def withdraw(self) -> int:
+        """Take back what is queued, and return how many questions are under way at the server."""
+        return self._pool.withdraw()
+
     def unload(self) -> None:
         """Drop what is queued and under way."""
         self._pool.drop()
 
-    def _answer(self, request: Judge) -> str | Failed:
-        """Ask greedily: the images in their order, then the text. Where there is no image there is nothing to ask."""
-        if not request.images:
-            return ""
-        images = [
-            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}} for image in request.images
-        ]
-        content = [*images, {"type": "text", "text": request.prompt}]
-        body = {"messages": [{"role": "user", "content": content}], "max_tokens": JUDGED_TOKENS, "temperature": 0}
-        try:
-            return _said(_choice(self._connection.post("/chat/completions", body, spare={"repetition_penalty": 1.0})))
-        except NoAnswer as error:
-            return Failed(reason=f"judge {self.name}: {error}")
+
+def _answer(connection: Connection, request: Request) -> Answer | Failed:
+    reason = _unanswerable(request)
+    if reason or isinstance(request, Perplexity):
+        return Failed(reason=reason.partition("\n")[0])
+    try:
+        if isinstance(request, Choose):
+            return choose(connection, request)
+        path, body, spare = _written(request)
+        return _read(request, connection.post(path, body, spare=spare))
+    except NoAnswer as error:
+        return Failed(reason=str(error))
+
+
+def _judged(connection: Connection, request: Judge) -> str | Failed:
+    """Ask greedily: the images in their order, then the text. Where there is no image there is nothing to ask."""
+    if not request.images:
+        return ""
+    images = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}} for image in request.images]
+    content = [*images, {"type": "text", "text": request.prompt}]
+    body = {"messages": [{"role": "user", "content": content}], "max_tokens": JUDGED_TOKENS, "temperature": 0}
+    try:
+        return _said(_choice(connection.post("/chat/completions", body, spare={"repetition_penalty": 1.0})))
+    except NoAnswer as error:
+        return Failed(reason=f"judge {connection.name}: {error}")
 
 
 def _identity(connection: Connection) -> Identity:

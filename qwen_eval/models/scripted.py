@@ -40,6 +40,10 @@ class ScriptedModel:
         self.asked += len(ready)
         return [(ticket, self.script(request)) for ticket, request in ready]
 
+    def withdraw(self) -> int:
+        """Nothing here is worth waiting for: return 0."""
+        return 0
+
     def forget(self) -> None:
         """Nothing is remembered."""
 

@@ -211,6 +211,10 @@ class ReferenceModel:
         """Return the tokens of a text, each decoded on its own."""
         return tuple(self.tokenizer.decode([token]) for token in self.tokenizer.encode(text, control=False))
 
+    def withdraw(self) -> int:
+        """Nothing here is worth waiting for: return 0."""
+        return 0
+
     def forget(self) -> None:
         """Nothing is remembered from request to request."""
 
