@@ -78,7 +78,7 @@ def test_a_dry_run_says_what_would_run_and_runs_nothing(cli: Cli, chat_model: st
 def test_the_list_of_tasks(cli: Cli) -> None:
     code, out, _ = cli("tasks")
     assert code == 0
-    for word in ("gsm8k", "1,319 items", "MIT", "qwen-chat-4shot", "mmlu", "14,042 items", "raw.githubusercontent.com"):
+    for word in ("gsm8k", "1,319 rows", "MIT", "qwen-chat-4shot", "mmlu", "14,042 rows", "raw.githubusercontent.com"):
         assert word in out
 
 
@@ -239,7 +239,7 @@ def test_the_worked_example_of_the_contributors_guide(cli: Cli, chat_model: str,
     assert code == 0, err
     assert "sums@plain (mini)" in out
     code, out, _ = cli("tasks", "--include-path", "own")
-    assert "Sums, 1,000 items" in out
+    assert "Sums, 1,000 rows" in out
 
 
 def test_verifying_a_data_folder(cli: Cli, real_data: Path, tmp_path: Path) -> None:

@@ -33,9 +33,9 @@ def tasks(ctx: click.Context, data_dir: Path | None, include_path: Sequence[Path
     for name in files:
         entry = registry.load(name, files)
         task = entry.task
-        items = task.data.splits[task.splits[0]].rows
+        rows = task.data.splits[task.splits[0]].rows
         names = ", ".join(protocol.name for protocol in task.protocols)
-        size = f"{items:,} items" if items else "size not published"
+        size = f"{rows:,} rows" if rows else "size not published"
         click.echo(f"{name:<18}{task.title}, {size}, {task.data.licence}, {task.paper}")
         click.echo(f"{'':<18}protocols  {names}")
         click.echo(f"{'':<18}data       {source(entry, data_dir)}")

@@ -16,7 +16,8 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -250,3 +251,23 @@ def processes_named(mark: str) -> list[str]:
         if any(mark in word for word in words) and process.info["pid"] != os.getpid():
             found.append(" ".join(words)[:100])
     return found
+
+
+def ends(condition: Callable[[], object], seconds: float = 30.0) -> bool:
+    """Wait until a condition holds, and say whether it does."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return bool(condition())
+
+
+def living(found: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Return those of some processes that are still there; any may go while it is looked at."""
+    there = []
+    for process in found:
+        with suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                there.append(process)
+    return there

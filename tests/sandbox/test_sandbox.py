@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from suite import ends, living
 
 from qwen_eval.errors import SandboxError, UsageError
 from qwen_eval.sandbox import Outcome, Program, Sandbox, launch
@@ -191,15 +192,6 @@ def test_a_killed_sandbox_gives_errors_and_never_failures() -> None:
     assert all(not outcome.passed and outcome.result.startswith("error: ") for _, outcome in found)
 
 
-def ends(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return condition()
-
-
 def test_nothing_is_left_when_the_harness_is_killed() -> None:
     script = (
         "import time\nfrom qwen_eval.sandbox import Program, Sandbox\n"
@@ -217,7 +209,7 @@ def test_nothing_is_left_when_the_harness_is_killed() -> None:
         assert ends(lambda: len(tree(mother)) >= 7)
         inside = tree(mother)
         harness.send_signal(signal.SIGKILL)
-    assert ends(lambda: not [each for each in inside if each.is_running() and each.status() != psutil.STATUS_ZOMBIE])
+    assert ends(lambda: not living(inside))
 
 
 def test_leaving_ends_what_is_running() -> None:
@@ -227,7 +219,7 @@ def test_leaving_ends_what_is_running() -> None:
         inside = tree(psutil.Process(box._process.pid))
         begun = time.monotonic()
     assert time.monotonic() - begun < 10
-    assert ends(lambda: not [each for each in inside if each.is_running() and each.status() != psutil.STATUS_ZOMBIE])
+    assert ends(lambda: not living(inside))
 
 
 # --------------------------------------------------------------------------------------------------------- who, where

@@ -6,14 +6,13 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import programs
 import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from suite import Scene, processes_named
+from suite import Scene, ends, living, processes_named
 from test_container import ENGINE, install
 
 from qwen_eval.errors import SandboxError, UsageError
@@ -329,19 +328,6 @@ def workers_of(box: Sessions) -> list[psutil.Process]:
 
 def sessions_in(box: Sessions) -> list[psutil.Process]:
     return [each for worker in workers_of(box) for each in worker.children()]
-
-
-def ends(condition: Any, seconds: float = 15.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return bool(condition())
-
-
-def living(found: Sequence[psutil.Process]) -> list[psutil.Process]:
-    return [each for each in found if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_a_session_stands_still_between_steps_and_is_gone_when_it_is_closed(box: Sessions) -> None:
