@@ -99,6 +99,13 @@ def test_every_table_of_several_models_names_the_model(cli: Cli, log: list[str])
     assert all(" Model " not in line for line in cli(*WORDS, "--model", "one")[1].splitlines())
 
 
+def test_a_task_that_is_named_in_two_ways_is_run_once(cli: Cli, log: list[str]) -> None:
+    code, out, err = cli("run", "--task", "mmlu,mmlu@qwen-chat,mmlu@qwen", "--chat", "--limit", "4", "--model", "one")
+    assert code == 0, err
+    assert log.count("asked one mmlu") + log.count("asked one gsm8k") == 8
+    assert [word for word in out.split() if "@" in word] == ["mmlu@qwen-chat", "mmlu@qwen"]
+
+
 def test_two_models_of_one_name_are_told_apart(cli: Cli, log: list[str], tmp_path: Path) -> None:
     assert cli("run", "--task", "mmlu@qwen", "--limit", "4", "--model", "one")[0] == 0
     (file,) = tmp_path.rglob("metrics.json")

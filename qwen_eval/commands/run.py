@@ -1,8 +1,7 @@
 """`python -m qwen_eval run`: evaluate one or more models on one or more tasks."""
 
 import itertools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -28,16 +27,24 @@ from qwen_eval.commands.options import (
     output_format,
     sandbox_options,
 )
+from qwen_eval.commands.planning import (
+    by_own_tokens,
+    check_by_length,
+    find_datasets,
+    plan_for,
+    prepared,
+    wanted_models,
+    wanted_sampling,
+    wanted_settings,
+    wanted_tasks,
+)
 from qwen_eval.errors import MissingError, SandboxError, StoreError, UsageError
 from qwen_eval.report.tables import BY
 
 if TYPE_CHECKING:
-    from qwen_eval.data import Dataset
-    from qwen_eval.models.base import Judging, Model
+    from qwen_eval.models.base import Judging
     from qwen_eval.plan import Plan
-    from qwen_eval.registry import Entry
     from qwen_eval.runner import Helpers
-    from qwen_eval.task import Sampling
 
 __all__ = ["check_writable", "kind", "run", "run_tasks"]
 
@@ -246,17 +253,17 @@ def run_tasks(
     What fails for one model or task is said at once and keeps nothing from the others. Tables are printed in `format`,
     none where it is None. A dry run prints what would run, and returns no folder.
     """
-    sampling = _sampling(temperature, top_p, top_k, repeats, seed)
-    wanted = _wanted(task, include_path)
+    sampling = wanted_sampling(temperature, top_p, top_k, repeats, seed)
+    wanted = wanted_tasks(task, include_path)
     precisions: list[str | None] = list(named(precision)) or [None]
-    asked = list(itertools.product(_models(model), precisions, _long_contexts(settings)))
+    asked = list(itertools.product(wanted_models(model), precisions, wanted_settings(settings)))
     failures = Failures()
-    datasets = _datasets([entry for entry, _ in wanted], data_dir, documents, failures, allow_mini=not no_mini)
+    datasets = find_datasets([entry for entry, _ in wanted], data_dir, documents, failures, allow_mini=not no_mini)
     wanted = [(entry, named) for entry, named in wanted if entry.task.data.name in datasets]
-    wanted = wanted if dry_run else _prepared(wanted, failures)
+    wanted = wanted if dry_run else prepared(wanted, failures)
     judging = open_judge(judge_model)
     by_length = {"--lengths": lengths, "--blocks": blocks, "--documents": documents, "--plot": plot}
-    _check_by_length([flag for flag, value in by_length.items() if value], wanted, plot)
+    check_by_length([flag for flag, value in by_length.items() if value], wanted, plot)
     if not dry_run:
         check_writable(output_dir)
     from qwen_eval.plan import make_plan
@@ -296,9 +303,10 @@ def run_tasks(
                 trusted=trust_remote_code,
             )
             plans = [
-                _plan(one, answering, name, datasets, made=made, make=make, chat=chat, base=base) for one in wanted
+                plan_for(one, answering, name, datasets, made=made, make=make, chat=chat, base=base) for one in wanted
             ]
-            planned.append(Planned(name, answering, plans))
+            # A task and its default protocol by name are one plan.
+            planned.append(Planned(name, answering, list({plan.name: plan for plan in plans}.values())))
     for plan in made.values():
         if sampling and not plan.sampling:
             say(f"{plan.name} generates no text: asked once, without sampling.")
@@ -312,7 +320,7 @@ def run_tasks(
         failures.end()
         return []
     if rouge_tokenizer == "own":
-        planned = [replace(each, plans=[_by_own_tokens(plan, each.model) for plan in each.plans]) for each in planned]
+        planned = [replace(each, plans=[by_own_tokens(plan, each.model) for plan in each.plans]) for each in planned]
     further: dict[str, Any] = {"seed": seed} | ({"batch_size": batch_size or "auto"} if deterministic else {})
     with ExitStack() as stack:
         walls = {"container": container, "unsafe": unsafe_exec}
@@ -329,18 +337,6 @@ def run_tasks(
             effect=bool(precision),
             plot=plot,
         )
-
-
-def _prepared(wanted: Sequence[tuple["Entry", str | None]], failures: Failures) -> list[tuple["Entry", str | None]]:
-    """Get what rules need from outside; return the tasks whose rules have it."""
-    tasks = {entry.task.name: entry.task.prepare for entry, _ in wanted}
-    missing = {name for name, prepare in tasks.items() if prepare}
-    for name, prepare in tasks.items():
-        with failures.apart(name, MissingError, alone=len(tasks) == 1):
-            if prepare:
-                prepare()
-            missing.discard(name)
-    return [(entry, named) for entry, named in wanted if entry.task.name not in missing]
 
 
 def _helpers(
@@ -388,97 +384,6 @@ def kind(chat: bool, base: bool) -> tuple[bool, bool]:
     raise UsageError("--chat and --base: expected one of them, found both.")
 
 
-def _sampling(temperature: float, top_p: float, top_k: int, repeats: int, seed: int) -> "Sampling | None":
-    """Return how tokens are drawn, None for greedy decoding. Raises UsageError, also for what would change nothing."""
-    from qwen_eval.task import Sampling
-
-    if not 0 <= temperature < math.inf:
-        raise UsageError(
-            f"--temperature {temperature}: expected 0 (greedy decoding) or a number above it, such as 0.7."
-        )
-    if not 0 < top_p <= 1:
-        raise UsageError(f"--top-p {top_p}: expected a share above 0 and up to 1, such as 0.95.")
-    if temperature:
-        return Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    given = {"--repeats": (repeats, 1), "--top-p": (top_p, 1), "--top-k": (top_k, 0)}
-    for flag, (value, default) in given.items():
-        if value != default:
-            raise UsageError(
-                f"{flag} {value}: expected a --temperature above 0, found 0: greedy decoding gives the same answer "
-                f"every time.\nNext: add --temperature, or leave out {flag}."
-            )
-    return None
-
-
-def _by_own_tokens(plan: "Plan", model: "Model") -> "Plan":
-    """Return a plan whose rules count the model's own tokens, where it has rules that count tokens."""
-    if plan.task.rules_by_tokens is None:
-        return plan
-    model.pieces("")  # an endpoint's tokens are not known: said before anything is asked
-    rules = plan.task.rules_by_tokens(model.pieces)
-    return replace(plan, task=replace(plan.task, rules=rules), rouge_tokenizer="own")
-
-
-def _wanted(names: Sequence[str], include: Sequence[Path]) -> list[tuple["Entry", str | None]]:
-    """Load the tasks and check the protocols before anything expensive."""
-    from qwen_eval import registry
-
-    files = registry.find(include)
-    wanted: list[tuple[Entry, str | None]] = []
-    for name in dict.fromkeys(name.strip() for given in names for name in given.split(",")):
-        task, named = registry.split_name(name)
-        entry = registry.load(task, files)
-        if named:
-            registry.protocol(entry.task, named)
-        every = entry.task.protocols if entry.task.together and not named else ()
-        wanted += [(entry, protocol.name) for protocol in every] or [(entry, named)]
-    return wanted
-
-
-def _models(given: Sequence[str]) -> list[str]:
-    """Return the models that were named, each once. A comma separates them, but in the name of a path that exists."""
-    named = [
-        name
-        for each in given
-        for name in ([each] if Path(each).expanduser().exists() else [part.strip() for part in each.split(",")])
-    ]
-    return list(dict.fromkeys(named))
-
-
-def _check_by_length(flags: Sequence[str], wanted: Sequence[tuple["Entry", str | None]], plot: Path | None) -> None:
-    """Raise UsageError for flags of tasks measured by length where there is none, and for a plot without a place."""
-    if flags and wanted and not any(entry.task.at_lengths for entry, _ in wanted):
-        raise UsageError(f"{flags[0]}: expected perplexity among the tasks, found none that is measured by length.")
-    if plot:
-        from qwen_eval.report.plots import check_plot
-
-        check_plot(plot)
-
-
-def _long_contexts(settings: str) -> list[str | None]:
-    """Return the settings for long contexts that were named, each once; None is the checkpoint's own."""
-    from qwen_eval.models.longcontext import settings_of
-
-    return [*settings_of(settings)] if settings else [None]
-
-
-def _datasets(
-    entries: Sequence["Entry"], data_dir: Path | None, documents: Path | None, failures: Failures, *, allow_mini: bool
-) -> dict[str, "Dataset"]:
-    from qwen_eval.data import documents_dataset, find_dataset
-
-    found = {}
-    tasks = {entry.task.name: entry for entry in entries}
-    for name, entry in tasks.items():
-        with failures.apart(name, MissingError, alone=len(tasks) == 1):
-            spec = entry.task.data
-            if documents and entry.task.at_lengths:
-                found[spec.name] = documents_dataset(spec, documents)
-                continue
-            found[spec.name] = find_dataset(spec, tasks=entry.folder, data_dir=data_dir, allow_mini=allow_mini, say=say)
-    return found
-
-
 def check_writable(folder: Path) -> None:
     """Raise UsageError where the folder of --output-dir cannot be written, StoreError where its disk is full."""
     import tempfile
@@ -496,40 +401,3 @@ def check_writable(folder: Path) -> None:
             f"--output-dir {folder}: expected a folder that can be written, found none ({error.strerror}).\n"
             "Next: choose another --output-dir."
         ) from None
-
-
-def _plan(
-    wanted: tuple["Entry", str | None],
-    answering: "Model",
-    model: str,
-    datasets: Mapping[str, "Dataset"],
-    *,
-    made: dict[tuple[str, str], "Plan"],
-    make: Callable[..., "Plan"],
-    chat: bool,
-    base: bool,
-) -> "Plan":
-    """Return the plan of a task for a model; what is planned for one model (`made`) serves the others."""
-    from qwen_eval.registry import default_protocol, protocol
-
-    entry, named = wanted
-    as_chat = chat or (not base and answering.identity.chat)
-    chosen = protocol(entry.task, named) if named else default_protocol(entry.task, chat=as_chat)
-    kinds = {each.chat for each in entry.task.protocols}
-    if not named and not (chat or base) and len(kinds) > 1:
-        kind, other = ("chat", "--base") if as_chat else ("base", "--chat")
-        say(f"{model} is a {kind} model: {entry.task.name}@{chosen.name} ({other} for the other kind)")
-    place = entry.task.name, chosen.name
-    if place not in made:
-        made[place] = make(entry.task, chosen, datasets[entry.task.data.name])
-    _check_renders(made[place], answering, model)
-    return made[place]
-
-
-def _check_renders(plan: "Plan", engine: "Model", model: str) -> None:
-    """A conversation and a model without a chat template: said before anything is loaded."""
-    _, request = next(plan.first_requests())
-    try:
-        engine.prompt_tokens(request)
-    except UsageError as error:
-        raise UsageError(f"{plan.name} on {model}: {error}") from None
