@@ -100,10 +100,12 @@ def test_every_table_of_several_models_names_the_model(cli: Cli, log: list[str])
 
 
 def test_a_task_that_is_named_in_two_ways_is_run_once(cli: Cli, log: list[str]) -> None:
-    code, out, err = cli("run", "--task", "mmlu,mmlu@qwen-chat,mmlu@qwen", "--chat", "--limit", "4", "--model", "one")
+    code, out, err = cli(
+        "run", "--task", "mmlu,mmlu@qwen-chat,mmlu@qwen", "--chat", "--limit", "4", "-m", "one", "--format", "json"
+    )
     assert code == 0, err
     assert log.count("asked one mmlu") + log.count("asked one gsm8k") == 8
-    assert [word for word in out.split() if "@" in word] == ["mmlu@qwen-chat", "mmlu@qwen"]
+    assert [run["protocol"] for run in json.loads(out)] == ["qwen-chat", "qwen"]
 
 
 def test_two_models_of_one_name_are_told_apart(cli: Cli, log: list[str], tmp_path: Path) -> None:
