@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from qwen_eval.commands.options import data_dir, include_path, option
+from qwen_eval.commands.options import data_dir, include_path, option, output_dir
 from qwen_eval.errors import UsageError
 
 __all__ = ["import_"]
@@ -20,14 +20,7 @@ __all__ = ["import_"]
     help="The task of ours, where their names do not tell; the protocol, where their prompts do not.",
 )
 @option("--split", metavar="NAME", help="Where the samples are looked up. Default: the split that has most of them.")
-@option(
-    "--output-dir",
-    type=click.Path(path_type=Path),
-    default=Path("results"),
-    show_default=True,
-    metavar="DIR",
-    help="Where run folders go.",
-)
+@output_dir
 @click.option("--overwrite", is_flag=True, help="Replace another import in the same folder.")
 @data_dir
 @include_path

@@ -16,13 +16,14 @@ __all__ = [
     "Lengths",
     "Limit",
     "Models",
+    "config_file",
     "data_dir",
     "include_path",
-    "load_config",
     "long_context_options",
     "model_options",
     "named",
     "option",
+    "output_dir",
     "output_format",
     "sandbox_options",
 ]
@@ -59,6 +60,30 @@ def include_path(command: Command) -> Command:
     )(command)
 
 
+def config_file(command: Command) -> Command:
+    """--config, as in every command with many flags."""
+    return option(
+        "--config",
+        type=click.Path(path_type=Path),
+        callback=_load_config,
+        is_eager=True,
+        metavar="YAML",
+        help="A file with any of these flags as `flag: value`.",
+    )(command)
+
+
+def output_dir(command: Command) -> Command:
+    """--output-dir, as in every command that writes results."""
+    return option(
+        "--output-dir",
+        type=click.Path(path_type=Path),
+        default=Path("results"),
+        show_default=True,
+        metavar="DIR",
+        help="Where results go: run folders, and measurements in `profile`.",
+    )(command)
+
+
 def output_format(command: Command) -> Command:
     """--format, as in every command that prints tables."""
     return option(
@@ -71,8 +96,9 @@ def output_format(command: Command) -> Command:
 
 
 def model_options(command: Command) -> Command:
-    """--adapter and --hub, as in every command that loads models."""
+    """--precision, --adapter, --hub and --device, as in every command that loads models."""
     for add in (
+        option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N."),
         option(
             "--hub",
             type=click.Choice(HUBS),
@@ -85,6 +111,12 @@ def model_options(command: Command) -> Command:
             type=click.Path(path_type=Path),
             metavar="DIR",
             help="A folder with an adapter (LoRA, Q-LoRA by peft) that is put onto every model.",
+        ),
+        option(
+            "--precision",
+            multiple=True,
+            metavar="NAME,…",
+            help="fp32, bf16, fp16, int8, int4: each model in each of them, as if they were several models.",
         ),
     ):
         command = add(command)
@@ -203,7 +235,7 @@ class BatchSize(click.ParamType[int | None]):
         return int(value)
 
 
-def load_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+def _load_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
     """Read a YAML file whose keys are the command's flags into click's defaults; flags and variables win over it."""
     if value is None:
         return None

@@ -9,7 +9,7 @@ import click
 
 from qwen_eval.commands.evaluate import Failures, say
 from qwen_eval.commands.opening import located
-from qwen_eval.commands.options import load_config, model_options, named, option, output_format
+from qwen_eval.commands.options import config_file, model_options, named, option, output_dir, output_format
 from qwen_eval.commands.run import check_writable
 from qwen_eval.errors import MissingError, UsageError, did_you_mean
 
@@ -29,9 +29,6 @@ __all__ = ["profile"]
 )
 @option("--new", multiple=True, metavar="N,…", help="New tokens; every context with each of them.")
 @option(
-    "--precision", multiple=True, metavar="NAME,…", help="fp32, bf16, fp16, int8, int4: each model in each of them."
-)
-@option(
     "--engine",
     multiple=True,
     default=("auto",),
@@ -40,7 +37,6 @@ __all__ = ["profile"]
     help="auto: what `run` uses; reference; transformers: its plain `generate`.",
 )
 @model_options
-@option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
 @option(
     "--repeats",
     type=click.IntRange(min=3),
@@ -56,22 +52,8 @@ __all__ = ["profile"]
     help="Published numbers of these models beside, where there are some for the same lengths.",
 )
 @option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw bars into a .png, .svg or .pdf.")
-@option(
-    "--output-dir",
-    type=click.Path(path_type=Path),
-    default=Path("results"),
-    show_default=True,
-    metavar="DIR",
-    help="Measurements go into its folder `profile`.",
-)
-@option(
-    "--config",
-    type=click.Path(path_type=Path),
-    callback=load_config,
-    is_eager=True,
-    metavar="YAML",
-    help="A file with any of these flags as `flag: value`.",
-)
+@output_dir
+@config_file
 @output_format
 def profile(
     *,

@@ -17,13 +17,14 @@ from qwen_eval.commands.options import (
     BatchSize,
     Limit,
     Models,
+    config_file,
     data_dir,
     include_path,
-    load_config,
     long_context_options,
     model_options,
     named,
     option,
+    output_dir,
     output_format,
     sandbox_options,
 )
@@ -93,14 +94,7 @@ __all__ = ["check_writable", "kind", "run", "run_tasks"]
     help="Read every file of a model for its fingerprint, also those whose digest is remembered.",
 )
 @option("--dtype", default="auto", show_default=True, help="float32, bfloat16 or float16; auto: by device.")
-@option(
-    "--precision",
-    multiple=True,
-    metavar="NAME,…",
-    help="fp32, bf16, fp16, int8, int4: each model in each of them, as if they were several models.",
-)
 @model_options
-@option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N.")
 @option(
     "--temperature",
     type=float,
@@ -161,23 +155,9 @@ __all__ = ["check_writable", "kind", "run", "run_tasks"]
 )
 @option("--chat", is_flag=True, help="Use the chat protocol where a task names none.")
 @option("--base", is_flag=True, help="Use the base protocol where a task names none.")
-@option(
-    "--output-dir",
-    type=click.Path(path_type=Path),
-    default=Path("results"),
-    show_default=True,
-    metavar="DIR",
-    help="Where run folders go.",
-)
+@output_dir
 @data_dir
-@option(
-    "--config",
-    type=click.Path(path_type=Path),
-    callback=load_config,
-    is_eager=True,
-    metavar="YAML",
-    help="A file with any of these flags as `flag: value`.",
-)
+@config_file
 @option(
     "--dry-run/--no-dry-run", is_flag=True, help="Only say what would run: items, prompt tokens, detectable difference."
 )
