@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,48 @@ def test_the_same_runs_give_the_same_plot(tmp_path: Path) -> None:
     one, two = ((tmp_path / name).read_text() for name in ("one.svg", "two.svg"))
     assert "Perplexity" in one or "<svg" in one
     assert len(one) == len(two)
+
+
+@pytest.mark.parametrize("top", [None, 1e300])
+def test_a_perplexity_that_no_float_holds_is_shown_stored_and_left_out_of_the_plot(
+    top: float | None, tmp_path: Path
+) -> None:
+    part = {"standard_error": None, "bits_per_byte": 2000.0, "blocks": 2, "tokens": 126, "bytes": 130}
+    run = {
+        "task": "perplexity",
+        "rule": "perplexity",
+        "model": {"name": "m", "rope": "plain"},
+        "perplexity": {"64": part | {"perplexity": top}, "128": part | {"perplexity": 4.0}},
+    }
+    assert plot_perplexity([run], tmp_path / "plot.svg")
+    assert ("> 1e308" in results([run])) is (top is None)
+    table = list(csv.DictReader(io.StringIO(results([run], format="csv"))))
+    assert table[0]["bits_per_byte"] == "2000.0"
+    none = {**run, "perplexity": {"64": part | {"perplexity": None}}}
+    assert not plot_perplexity([none], tmp_path / "none.svg")
+    assert not (tmp_path / "none.svg").exists()
+
+
+@pytest.mark.parametrize(("factor", "exits"), [(float("nan"), 4), (1e5, 0)])
+def test_broken_weights_have_no_perplexity_and_huge_ones_one_beyond_all_floats(
+    factor: float, exits: int, cli: Cli, tiny_checkpoint: Callable[..., Path], documents: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_checkpoint("qwen"), folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] *= factor
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    words = ("run", "--task", "perplexity", "--model", str(folder), "--documents", str(documents))
+    code, out, err = cli(*words, "--lengths", "64", "--blocks", "2", "--plot", str(tmp_path / "plot.png"))
+    assert code == exits, err
+    (file,) = (tmp_path / "results").rglob("metrics.json")
+    metrics = json.loads(file.read_text(), parse_constant=pytest.fail)
+    if exits:
+        assert "the model's output is not a number" in err
+        assert (metrics["errors"], metrics["perplexity"]) == (2, {})
+    else:
+        assert "> 1e308" in out
+        assert "Plot: none" in err
+        assert metrics["perplexity"]["64"]["perplexity"] is None

@@ -131,8 +131,8 @@ def evaluate(
     if plot and (runs := [each for each in finished if each.get("perplexity")]):
         from qwen_eval.report.plots import plot_perplexity
 
-        plot_perplexity(runs, plot)
-        say(f"Plot: {plot}")
+        drawn = plot_perplexity(runs, plot)
+        say(f"Plot: {plot}" if drawn else "Plot: none, as no perplexity is a number that can be drawn.")
     failures.end([f"{each['task']}@{each['protocol']}" for each in finished if each["errors"]])
     return folders
 

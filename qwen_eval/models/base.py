@@ -5,16 +5,34 @@ request it has, and collects answers in whatever order and portion the model fin
 submitted while others are still running, so it joins them.
 """
 
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from qwen_eval.task import Answer, Failed, Judge, Request
+from qwen_eval.task import Answer, Chosen, Failed, Judge, Request
 
-__all__ = ["NO_COUNTS", "Identity", "Judging", "Model"]
+__all__ = ["NOT_A_NUMBER", "NO_COUNTS", "Identity", "Judging", "Model", "chosen"]
 
 NO_COUNTS = ("batch_size", "peak_memory_bytes", "peak_memory_answering_bytes")
 """What `Model.counters` returns as it is in force, or was at most; everything else adds up."""
+
+NOT_A_NUMBER = Failed(reason="the model's output is not a number")
+"""The answer where a model computes NaN or infinity: its weights are broken, or the dtype is too small for them."""
+
+
+def chosen(logprobs: Sequence[float], *, prompt_tokens: int, cut_tokens: int = 0) -> Chosen | Failed:
+    """Return log-probabilities as an answer; NOT_A_NUMBER where one is NaN, or none is finite.
+
+    Some models never say some tokens: minus infinity becomes the lowest float, as JSON has nothing below it.
+    """
+    if any(map(math.isnan, logprobs)) or not any(map(math.isfinite, logprobs)):
+        return NOT_A_NUMBER
+    lowest = -sys.float_info.max
+    return Chosen(
+        logprobs=tuple(max(each, lowest) for each in logprobs), prompt_tokens=prompt_tokens, cut_tokens=cut_tokens
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,15 @@ options of several tokens.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qwen_eval.models.base import chosen
 from qwen_eval.models.connection import Connection, NoAnswer
 from qwen_eval.models.transformers.tokenization import common_length
-from qwen_eval.task import Choose, Chosen
+from qwen_eval.task import Choose, Chosen, Failed
 
 __all__ = ["choose"]
 
 
-def choose(connection: Connection, request: Choose) -> Chosen:
+def choose(connection: Connection, request: Choose) -> Chosen | Failed:
     """Return the log-probability of each option behind a prompt of plain text. Raises NoAnswer."""
     assert isinstance(request.prompt, str)
     context = _tokens(connection, request.prompt)
@@ -28,7 +29,7 @@ def choose(connection: Connection, request: Choose) -> Chosen:
         logprobs = _of_tokens(connection, context[:shared], [option[0] for option in options])
     else:
         logprobs = [_of_text(connection, whole, len(option)) for whole, option in zip(wholes, options, strict=True)]
-    return Chosen(logprobs=tuple(logprobs), prompt_tokens=shared)
+    return chosen(logprobs, prompt_tokens=shared)
 
 
 def _tokens(connection: Connection, text: str) -> list[int]:

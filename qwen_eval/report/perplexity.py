@@ -52,6 +52,8 @@ def _perplexity(part: Mapping[str, Any] | None) -> str:
     if part is None:
         return "-"
     value, error = part["perplexity"], part["standard_error"]
+    if value is None:
+        return "> 1e308"
     digits = 2 if value < 1000 else 0
     return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["check_plot", "plot_perplexity", "plot_profile"]
 
 FORMATS = (".png", ".svg", ".pdf")
+HIGHEST = 1e100
+"""Perplexities above it are not drawn: matplotlib's margins around them are beyond the largest float."""
 
 
 def check_plot(file: Path) -> None:
@@ -24,18 +26,23 @@ def check_plot(file: Path) -> None:
         raise UsageError(f"--plot {file}: expected a folder that exists, found no {file.parent}.")
 
 
-def plot_perplexity(runs: Sequence[Mapping[str, Any]], file: Path) -> None:
+def plot_perplexity(runs: Sequence[Mapping[str, Any]], file: Path) -> bool:
     """Draw perplexity over length, a line a model and setting, both axes logarithmic; bars are one standard error.
 
-    Raises UsageError where the file cannot be written.
+    What is above HIGHEST is left out; False where nothing is left to draw. Raises UsageError where the file cannot be
+    written.
     """
     from matplotlib.ticker import LogFormatter
 
+    drawn = [
+        [(length, part) for length, part in parts(run) if (part["perplexity"] or HIGHEST) < HIGHEST] for run in runs
+    ]
+    if not any(drawn):
+        return False
     figure = _figure((7, 4.5))
     axes = figure.subplots()
     lengths = sorted({length for each in runs for length, _ in parts(each)})
-    for run, marker in zip(runs, "osD^vP*X" * len(runs), strict=False):
-        found = parts(run)
+    for run, found, marker in zip(runs, drawn, "osD^vP*X" * len(runs), strict=False):
         axes.errorbar(
             [length for length, _ in found],
             [part["perplexity"] for _, part in found],
@@ -57,6 +64,7 @@ def plot_perplexity(runs: Sequence[Mapping[str, Any]], file: Path) -> None:
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     _save(figure, file)
+    return True
 
 
 def plot_profile(measured: Sequence[Measurement], file: Path) -> None:

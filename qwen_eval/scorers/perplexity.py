@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from statistics import stdev
 from typing import Any
 
@@ -12,15 +13,19 @@ def summary(blocks: Sequence[tuple[float, int, int]]) -> dict[str, float | int |
     """Return the perplexity of blocks, each its summed negative log-likelihood (nats), its tokens, their bytes.
 
     exp(all nats / all tokens). The standard error is that of the mean over blocks of the nats a token, carried over by
-    the derivative (delta method); None for a single block. Bits per byte do not depend on the tokenizer.
+    the derivative (delta method); None for a single block. Bits per byte do not depend on the tokenizer. A perplexity
+    or error beyond the largest float is None, as JSON has no infinity: what it is can be read from the bits.
     """
     nll, tokens, size = (sum(column) for column in zip(*blocks, strict=True))
-    perplexity = math.exp(nll / tokens)
+    perplexity = error = None
     means = [nats / count for nats, count, _ in blocks]
-    error = stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
+    with suppress(OverflowError):
+        perplexity = math.exp(nll / tokens)
+    if perplexity is not None and len(means) > 1:
+        error = perplexity * stdev(means) / math.sqrt(len(means))
     return {
         "perplexity": perplexity,
-        "standard_error": None if error is None else perplexity * error,
+        "standard_error": error if error is None or math.isfinite(error) else None,
         "bits_per_byte": nll / math.log(2) / size,
         "blocks": len(blocks),
         "tokens": tokens,

@@ -22,6 +22,17 @@ def test_one_block_has_no_standard_error() -> None:
     assert summary([(10.0, 5, 20)])["standard_error"] is None
 
 
+@pytest.mark.parametrize("nats", [(1e6, 2e6), (700.0 * 5, 709.0 * 5), (1e38, 3e38)])
+def test_what_no_float_holds_is_none_and_the_bits_say_it(nats: tuple[float, float]) -> None:
+    found = summary([(nats[0], 5, 20), (nats[1], 5, 20)])
+    assert found["standard_error"] is None or math.isfinite(found["standard_error"])
+    assert (found["perplexity"] is None) is (sum(nats) / 10 > 709.78)
+    assert found["bits_per_byte"] == pytest.approx(sum(nats) / math.log(2) / 40)
+    close = summary([(709.0, 1, 4), (1.0, 1, 4), (1418.0, 1, 4)])
+    assert close["perplexity"] is not None
+    assert close["standard_error"] is None, "709 more than its largest factor"
+
+
 @given(st.lists(st.floats(0.1, 1e5), min_size=2, max_size=30), st.integers(1, 40_000))
 def test_equal_blocks_give_the_geometric_mean_of_their_perplexities(nats: list[float], tokens: int) -> None:
     nats = [min(each, 500.0 * tokens) for each in nats]

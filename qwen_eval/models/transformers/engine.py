@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qwen_eval.models.base import chosen
 from qwen_eval.models.transformers import reference
 from qwen_eval.models.transformers.machine import free_memory, is_out_of_memory
 from qwen_eval.models.transformers.packed import ATTENTION, Pass, Prefix, Slab, Step, register
 from qwen_eval.models.transformers.packing import Options, Pace, Packing, Running, Same
 from qwen_eval.models.transformers.prefixes import PrefixTree, Waiting
 from qwen_eval.models.transformers.reference import ReferenceModel, Row, cache_bytes, left_cut, scales_with_length
-from qwen_eval.task import Answer, Choose, Chosen, Failed, Generate, Generated, Perplexity
+from qwen_eval.task import Answer, Choose, Failed, Generate, Generated, Perplexity
 
 if TYPE_CHECKING:
     import torch
@@ -240,8 +241,8 @@ class PackedModel(ReferenceModel):
         return [
             (
                 each.ticket,
-                Chosen(
-                    logprobs=tuple(sum(next(values) for _ in option) for option in each.options),
+                chosen(
+                    [sum(next(values) for _ in option) for option in each.options],
                     prompt_tokens=len(each.tokens),
                     cut_tokens=each.cut,
                 ),
@@ -266,14 +267,17 @@ class PackedModel(ReferenceModel):
             wanted = self._prompts and (not self._running or free >= max(1, self._pace.rows // 4))
             moved = self._join() if wanted and self._fits(self._running) else self._step()
             done = [(each, answer) for each in moved if (answer := self._finished(each.row))]
-            for each, _ in done:
+            for each, answer in done:
+                if isinstance(answer, Failed):
+                    # What is hidden from the next row there weighs nothing, and nothing times NaN is NaN.
+                    self._slab.clear(self._running.index(each))
                 self._retire(each)
             if done:
                 return [(each.row.ticket, answer) for each, answer in done]
 
-    def _finished(self, row: Row) -> Generated | None:
+    def _finished(self, row: Row) -> Generated | Failed | None:
         """As the reference; but the text is only looked at when the last token can end it."""
-        going_on = len(row.new) < row.limit and not self._ended(row)
+        going_on = row.new[-1] >= 0 and len(row.new) < row.limit and not self._ended(row)
         if going_on and not self.tokenizer.closes(row.new[-1], row.request.stops):
             return None
         return super()._finished(row)

@@ -108,6 +108,12 @@ class Slab:
             for held in store.values():
                 held[target] = held[source]
 
+    def clear(self, row: int) -> None:
+        """Put zeros in a row's place."""
+        for store in (self.keys, self.values):
+            for held in store.values():
+                held[row] = 0
+
     def shrink(self, rows: int) -> None:
         """Give back the memory of all but the first rows, as far as there is some to copy these."""
         self.rows = min(self.rows, rows)

@@ -6,6 +6,7 @@ silence. What it does not do: share prefixes between prompts.
 """
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwen_eval.errors import DeviceError, ModelError, QwenEvalError, UsageError
 from qwen_eval.models import qwen1
-from qwen_eval.models.base import Identity
+from qwen_eval.models.base import NOT_A_NUMBER, Identity, chosen
 from qwen_eval.models.transformers import loading
 from qwen_eval.models.transformers.checkpoint import Checkpoint, checked_dtype, first_line, has_own_code, identify
 from qwen_eval.models.transformers.machine import (
@@ -321,7 +322,7 @@ class ReferenceModel:
         return Row(ticket, request, prompt, cut, limit, stretch=self.long.stretch(len(prompt)))
 
     def _take_tokens(self, rows: Sequence[Row], logits: "torch.Tensor") -> None:
-        """Give every row its next token; logits [rows, vocabulary]."""
+        """Give every row its next token, -1 where there is none; logits [rows, vocabulary]."""
         from qwen_eval.models.transformers.sampling import next_tokens
 
         logits = self._penalised(rows, logits)
@@ -354,8 +355,10 @@ class ReferenceModel:
             logits[index, seen] = torch.where(value > 0, value / factor, value * factor)
         return logits
 
-    def _finished(self, row: Row) -> Generated | None:
+    def _finished(self, row: Row) -> Generated | Failed | None:
         """Return the answer of a row that is done, else None."""
+        if row.new[-1] < 0:
+            return NOT_A_NUMBER
         ended = self._ended(row)
         ids = row.new[:-1] if ended else row.new
         if not ended and not row.request.stops and len(row.new) < row.limit:
@@ -398,12 +401,10 @@ class ReferenceModel:
             logits, _ = self._forward(ids, mask, None, keep=1, stretches=stretches)
             logprobs = logits[:, -1].float().log_softmax(-1)
             for (ticket, context, tokens, cut), row in zip(single, logprobs, strict=True):
-                answers[ticket] = Chosen(
-                    logprobs=tuple(row[tokens].tolist()), prompt_tokens=len(context), cut_tokens=cut
-                )
+                answers[ticket] = chosen(row[tokens].tolist(), prompt_tokens=len(context), cut_tokens=cut)
         return [(ticket, answers[ticket]) for ticket, _ in batch]
 
-    def _choose_long(self, context: list[int], options: list[list[int]], cut: int) -> Chosen:
+    def _choose_long(self, context: list[int], options: list[list[int]], cut: int) -> Chosen | Failed:
         """The whole log-likelihood of options of several tokens."""
         longest = max(map(len, options))
         ids, mask = self._left_padded([context + option for option in options])
@@ -416,7 +417,7 @@ class ReferenceModel:
             # All rows end together, so the option's tokens are predicted at the positions just before its own.
             at = logprobs[row, -len(option) - 1 : -1]
             values.append(float(at.gather(-1, ids.new_tensor(option)[:, None]).sum()))
-        return Chosen(logprobs=tuple(values), prompt_tokens=len(context), cut_tokens=cut)
+        return chosen(values, prompt_tokens=len(context), cut_tokens=cut)
 
     def _measure(self, request: Perplexity) -> Measured | Failed:
         """Negative log-likelihood block by block."""
@@ -427,6 +428,8 @@ class ReferenceModel:
         sizes: list[int] = []
         for block in self._blocks(request):
             nll.append(self._block_nll(block))
+            if not math.isfinite(nll[-1]):
+                return NOT_A_NUMBER
             # The first token is not predicted.
             sizes.append(len(self.tokenizer.decode(block[1:], after=block[:1]).encode()))
             self._counters["prompt_tokens"] += len(block)

@@ -18,9 +18,11 @@ def next_tokens(logits: torch.Tensor, samplings: Sequence[Sampling | None], draw
     """Return a token for every row of logits, [rows, vocabulary].
 
     `draws` are numbers from [0, 1), one a row, that decide where `samplings` asks for a draw; where it is None the
-    likeliest token is taken.
+    likeliest token is taken. A row without a token, since there is NaN or infinity in it or nothing else, has -1.
     """
     tokens = logits.argmax(-1)
+    # To argmax NaN is the largest: one number a row says of all of them what they are.
+    broken = ~logits.gather(-1, tokens[:, None])[:, 0].isfinite()
     kinds: dict[tuple[float, float, int], list[int]] = {}
     for row, sampling in enumerate(samplings):
         if sampling is not None:
@@ -31,7 +33,7 @@ def next_tokens(logits: torch.Tensor, samplings: Sequence[Sampling | None], draw
         # Of equally likely tokens the one with the lower id comes first, however the others are sorted.
         ids = torch.arange(logits.shape[-1], device=logits.device)
         tokens[where] = _drawn(logits[where].double() / temperature - TIE * ids, top_p, top_k, drawn)
-    chosen: list[int] = tokens.tolist()
+    chosen: list[int] = tokens.masked_fill(broken, -1).tolist()
     return chosen
 
 
