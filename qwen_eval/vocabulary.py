@@ -67,11 +67,16 @@ def read_vocabulary(file: Path) -> Vocabulary:
 
     try:
         lines = [line.split() for line in file.read_bytes().splitlines() if line]
-        ranks = {binascii.a2b_base64(token): int(rank) for token, rank in lines}
+        tokens = [(binascii.a2b_base64(token), int(rank)) for token, rank in lines]
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}).") from None
     except ValueError:
         raise DataError(f"{file}: expected a vocabulary (a token in base64 and its id on each line).") from None
+    ranks = dict(tokens)
+    if len(ranks) < len(tokens) or sorted(ranks.values()) != list(range(len(ranks))):
+        raise DataError(f"{file}: expected each token and each id from 0 once, found some twice or left out: damaged.")
+    if not all(bytes([byte]) in ranks for byte in range(256)):
+        raise DataError(f"{file}: expected every single byte among the tokens, found some left out: damaged.")
     return Vocabulary(
         tiktoken.Encoding(
             "qwen",

@@ -1,6 +1,8 @@
 """Qwen's vocabulary: fetched once and checked, and it cuts texts as published."""
 
 import os
+from base64 import b64encode
+from collections.abc import Callable
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -62,6 +64,29 @@ def test_a_file_that_is_no_vocabulary_is_a_plain_error(tmp_path: Path) -> None:
         read_vocabulary(tmp_path / "file")
     with pytest.raises(DataError, match="cannot be read"):
         read_vocabulary(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: [],
+        lambda lines: [*lines[:-1], lines[-1][:-1]],
+        lambda lines: lines[:200],
+        lambda lines: [*lines, lines[0]],
+        lambda lines: [*lines, b"YWI= 255"],
+        lambda lines: [*lines, b"YWI= 257"],
+        lambda lines: [*lines, b"YQ== 256"],
+        lambda lines: [*lines[:-1], b"YWI= 255"],
+    ],
+)
+def test_a_damaged_file_is_refused(change: Callable[[list[bytes]], list[bytes]], tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    lines = [b64encode(bytes([byte])) + b" %d" % byte for byte in range(256)]
+    file.write_bytes(b"\n".join(lines))
+    assert read_vocabulary(file).encode("ab") == [97, 98]
+    file.write_bytes(b"\n".join(change(lines)))
+    with pytest.raises(DataError, match="damaged"):
+        read_vocabulary(file)
 
 
 # ------------------------------------------------------------------------------------------------------------ fetching

@@ -47,7 +47,9 @@ def original() -> Path:
 def golden_folder(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint of the original outputs, with some vocabulary beside it."""
     folder = Path(shutil.copytree(original / "checkpoint", tmp_path_factory.mktemp("golden") / "checkpoint"))
-    shutil.copy(write(tmp_path_factory.mktemp("toy")) / "qwen.tiktoken", folder)
+    # With what names its control tokens.
+    for name in ("qwen.tiktoken", "generation_config.json"):
+        shutil.copy(write(tmp_path_factory.mktemp("toy")) / name, folder)
     return folder
 
 
@@ -398,9 +400,7 @@ def test_the_tokenizer_agrees_with_the_original_on_every_string(
 ) -> None:
     import unicodedata
 
-    folder = write(tmp_path / "checkpoint")
-    shutil.copy(qwen_vocabulary, folder / "qwen.tiktoken")
-    tokenizer = Tokenizer(folder)
+    tokenizer = Tokenizer(with_published(write(tmp_path / "checkpoint"), qwen_vocabulary))
     encoding = tokenizer.inner.vocabulary.encoding
     lines = (original / "tokenizer_strings.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 100
@@ -422,6 +422,63 @@ def test_the_tokenizer_agrees_with_the_original_on_every_string(
             assert line["decoded"] == text
         for count, decoded in enumerate(line.get("decoded_prefixes", ()), 1):
             assert tokenizer.decode(line["ids"][:count]) == decoded
+
+
+def with_published(folder: Path, vocabulary: Path, **generation: Any) -> Path:
+    """Put the published vocabulary into a checkpoint, and name its control tokens."""
+    shutil.copy(vocabulary, folder / "qwen.tiktoken")
+    ids = {"eos_token_id": 151_643, "pad_token_id": 151_643, "stop_words_ids": [[151_645], [151_644], [198, 198]]}
+    (folder / "generation_config.json").write_text(json.dumps({"chat_format": "chatml", **ids, **generation}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["Hi", "\nHi", "\n\nHi", "  Hi", "\n", "", "\t\nx", "x\n", "\r\nfoo", " \n a", "Hi <|im_end|>", "\nHi <|im_end|>"],
+)
+def test_role_line_break_and_text_of_a_turn_are_tokenized_apart(
+    said: str, qwen_vocabulary: Path, tmp_path: Path
+) -> None:
+    """As the original code did it; tokenized whole, "user\\n\\nHi" has one token for both line breaks."""
+    tokenizer = Tokenizer(with_published(write(tmp_path / "checkpoint"), qwen_vocabulary))
+    start, end, newline, text = [151_644], [151_645], [198], tokenizer.inner.vocabulary.encode
+    system = [*start, *text("system"), *newline, *text("You are a helpful assistant."), *end, *newline]
+    user = [*start, *text("user"), *newline, *text(said), *end, *newline]
+    wanted = [*system, *user, *start, *text("assistant"), *newline]
+    assert tokenizer.encode_prompt(chat(said)) == wanted
+    [(context, options)] = tokenizer.continuations([(chat(said), ("A", "\nB"))])
+    assert (context, options) == (wanted, [text("A"), text("\nB")])
+
+
+@pytest.mark.parametrize(
+    ("lines", "generation"),
+    [
+        (70_000, {}),
+        (151_643 - 100, {}),
+        (151_643 - 100, {"eos_token_id": None, "pad_token_id": None}),
+        (70_000, {"eos_token_id": None, "stop_words_ids": None}),
+    ],
+)
+def test_a_vocabulary_whose_control_tokens_are_elsewhere_is_refused(
+    lines: int, generation: dict[str, Any], qwen_vocabulary: Path, tmp_path: Path
+) -> None:
+    folder = with_published(write(tmp_path / "checkpoint"), qwen_vocabulary, **generation)
+    file = folder / "qwen.tiktoken"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:lines]))
+    with pytest.raises(ModelError, match=rf"expected a control token at 151,64\d .*found them from {lines:,} on"):
+        Tokenizer(folder)
+
+
+def test_a_token_that_the_model_does_not_have_is_named(qwen_vocabulary: Path, tmp_path: Path) -> None:
+    folder = with_published(write(tmp_path / "checkpoint", chat=False), qwen_vocabulary, chat_format="raw")
+    for kind in ENGINES:
+        for request in (
+            Generate(prompt="中文"),
+            Choose(prompt="a", options=("a", "中文")),
+            Perplexity(text="中文", block=2),
+        ):
+            with pytest.raises(ModelError, match=r"the tokenizer gives token 1\d\d,\d\d\d, the model has 481"):
+                answers_of(opened(kind, folder), [request])
 
 
 def test_a_chat_model_has_chatml_and_a_base_model_has_none(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ class QwenTokenizer:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Read the vocabulary. Raises ModelError where there is none, DataError where it is broken."""
+        """Read the vocabulary. Raises ModelError where there is none or another model's, DataError for a broken one."""
         file = folder / VOCABULARY_FILE
         if not file.is_file():
             raise ModelError(
@@ -42,7 +42,9 @@ class QwenTokenizer:
         self.vocabulary = read_vocabulary(file)
         encoding = self.vocabulary.encoding
         self.control = {name: encoding.encode_single_token(name) for name in encoding.special_tokens_set}
-        self.is_chat = _chat_format(folder) == "chatml"
+        generation = _generation(folder)
+        _check_control(folder, self.control, generation)
+        self.is_chat = str(generation.get("chat_format", "raw")) == "chatml"
         own = folder / "chat_template.jinja"
         self.chat_template = own.read_text(encoding="utf-8") if own.is_file() else CHATML if self.is_chat else None
 
@@ -81,9 +83,25 @@ class QwenTokenizer:
         return text
 
 
-def _chat_format(folder: Path) -> str:
+def _generation(folder: Path) -> Mapping[str, Any]:
     try:
         found = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-        return str(found.get("chat_format", "raw"))
-    except (OSError, ValueError, AttributeError):
-        return "raw"
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _check_control(folder: Path, control: Mapping[str, int], generation: Mapping[str, Any]) -> None:
+    """Raise ModelError where the control tokens, which follow the ranks, are not where the model has them."""
+    ends = {control[name] for name in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")}
+    for name, known in (("eos_token_id", ends), ("stop_words_ids", ends), ("pad_token_id", set(control.values()))):
+        value = generation.get(name)
+        for each in value if isinstance(value, list) else [value]:
+            # A stop of several tokens is a text.
+            token = each[0] if isinstance(each, list) and len(each) == 1 else each
+            if isinstance(token, int) and token not in known:
+                raise ModelError(
+                    f"{folder}/{VOCABULARY_FILE}: expected a control token at {token:,} ({name} of "
+                    f"generation_config.json), found them from {min(control.values()):,} on: damaged, or another "
+                    "model's.\nNext: copy it from the original checkpoint."
+                )
