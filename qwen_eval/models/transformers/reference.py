@@ -130,7 +130,13 @@ class ReferenceModel:
             )
         check_quantisation(checkpoint, self.config)
         self.quantised = is_quantised(checkpoint, self.config)
-        self.tokenizer = Tokenizer(checkpoint.tokenizer, model=checkpoint.folder, trusted=trusted)
+        self.tokenizer = Tokenizer(
+            checkpoint.tokenizer,
+            model=checkpoint.folder,
+            trusted=trusted,
+            # Another attribute with code of a checkpoint's own, perhaps.
+            size=getattr(self.config, "vocab_size", None),
+        )
         self.batch_size = batch_size
         self.deterministic = deterministic
         self.window: int = getattr(self.config, "max_position_embeddings", None) or 1 << 30

@@ -23,16 +23,23 @@ CHATML_ENDS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 class Tokenizer:
     """A checkpoint's tokenizer and chat template, with its end tokens."""
 
-    def __init__(self, folder: Path, *, model: Path | None = None, trusted: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, model: Path | None = None, trusted: bool = False, size: int | None = None
+    ) -> None:
         """Load from a checkpoint folder. Raises ModelError when it has no usable tokenizer.
 
-        `model` is the folder whose configurations name end tokens, where it is another one.
+        `model` is the folder whose configurations name end tokens, where it is another one. `size` is how many tokens
+        the model has, where that is known: what encodes raises ModelError for a token beyond them.
 
         `trusted`: code that comes with the checkpoint may be run.
         """
+        self.folder = folder
+        self.size = size
         self.inner: Any = _loaded(folder, trusted=trusted)
         self.markers = sorted((str(token) for token in self.inner.get_added_vocab()), key=len, reverse=True)
         self.end_tokens = self._end_tokens(model or folder)
+        self.encodes_turns_apart = isinstance(self.inner, QwenTokenizer)
+        """Qwen's first code made the ids of a turn's text by themselves: its first line break is no part of another."""
         self._closing: dict[tuple[int, tuple[str, ...]], bool] = {}
 
     @property
@@ -80,7 +87,8 @@ class Tokenizer:
                 continue
             text = self.render(prompt)
             said = (prompt.begun, prompt.tools, *(turn.content for turn in prompt.turns))
-            if not any(marker in part for part in said for marker in self.markers):
+            apart = self.encodes_turns_apart and prompt.form != "opencompass"
+            if not apart and not any(marker in part for part in said for marker in self.markers):
                 # The usual case: one text, tokenized whole, as the model was trained on it.
                 whole.append((place, text))
             else:
@@ -122,13 +130,13 @@ class Tokenizer:
         contexts = self.encode_prompts([prompt for prompt, _ in asked])
         plain = [prompt + option for prompt, options in asked if isinstance(prompt, str) for option in options]
         chats = [
-            self.render(prompt) + option
+            replace(prompt, begun=prompt.begun + option)
             for prompt, options in asked
             if not isinstance(prompt, str)
             for option in options
         ]
         after_text = iter(self._encode_all(plain, control=False, specials=True))
-        after_chat = iter(self._encode_all(chats, control=True, specials=False))
+        after_chat = iter(self.encode_prompts(chats))
         found = []
         for (prompt, options), context in zip(asked, contexts, strict=True):
             after = after_text if isinstance(prompt, str) else after_chat
@@ -142,6 +150,12 @@ class Tokenizer:
             return []
         encoded = self.inner(list(texts), add_special_tokens=specials, split_special_tokens=not control)
         ids: list[list[int]] = encoded["input_ids"]
+        highest = max((max(each) for each in ids if each), default=0)
+        if self.size is not None and highest >= self.size:
+            raise ModelError(
+                f"{self.folder}: the tokenizer gives token {highest:,}, the model has {self.size:,}: they do not "
+                "belong together.\nNext: take the tokenizer's files from the checkpoint that the weights are from."
+            )
         return ids
 
     def _conversation(self, prompt: Chat, turns: Sequence[Turn]) -> str:
