@@ -236,3 +236,16 @@ def test_modelscope_that_is_not_installed_is_named(cli: Cli, monkeypatch: pytest
     code, _, err = cli("run", "--task", "mmlu@qwen", "--model", "qwen/Qwen-7B", "--hub", "modelscope")
     assert code == 3
     assert "expected the package modelscope, found none.\nNext: `pip install modelscope`." in err
+
+
+@pytest.mark.parametrize("raised", ["AttributeError('module datasets has no x')", "RuntimeError('y')", "ValueError()"])
+def test_modelscope_that_breaks_when_it_is_imported_is_named(
+    raised: str, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "modelscope.py").write_text(f"raise {raised}\n")
+    monkeypatch.delitem(sys.modules, "modelscope", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path / "packages"))
+    code, _, err = cli("run", "--task", "mmlu@qwen", "--model", "qwen/Qwen-7B", "--hub", "modelscope")
+    assert code == 3
+    assert f"the package modelscope cannot be imported ({raised.partition('(')[0]}" in err

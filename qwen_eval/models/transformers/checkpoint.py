@@ -171,6 +171,11 @@ def _modelscope_folder(model: str) -> Path:
         raise ModelError(
             "--hub modelscope: expected the package modelscope, found none.\nNext: `pip install modelscope`."
         ) from None
+    except Exception as error:  # and a package that is half installed or too old for the others raises anything
+        raise ModelError(
+            f"--hub modelscope: the package modelscope cannot be imported ({first_line(error)}).\n"
+            "Next: `pip install --upgrade modelscope`."
+        ) from None
     try:
         folder = Path(snapshot_download(model, allow_patterns=list(DECISIVE)))
     except Exception as error:  # modelscope and what it is built on have many kinds
