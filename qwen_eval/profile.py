@@ -39,7 +39,10 @@ PIECES = ("我", " the", *(f" {letter}" for letter in "abcdefghijklmnopqrstuvwxy
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is to be measured. `engine` is one of ENGINES; "auto" is what `run` uses."""
+    """What is to be measured. `engine` is one of ENGINES; "auto" is what `run` uses.
+
+    `trusted`: code that comes with the checkpoint may be run.
+    """
 
     checkpoint: Checkpoint
     engine: str = "auto"
@@ -47,6 +50,7 @@ class Job:
     context: int
     new: int
     repeats: int = 3
+    trusted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,9 +183,10 @@ def _opened(job: Job) -> "ReferenceModel":
     from qwen_eval.models.transformers.plain import PlainModel
 
     if job.engine == "transformers":
-        return PlainModel(job.checkpoint, device=job.device, batch_size=1)
+        return PlainModel(job.checkpoint, device=job.device, batch_size=1, trusted=job.trusted)
     quiet: Callable[[str], None] = lambda line: None  # noqa: E731  # the measurement says which engine it was
-    return open_model(job.checkpoint, engine=job.engine, say=quiet, device=job.device, batch_size=1)
+    settings: dict[str, Any] = {"device": job.device, "batch_size": 1, "trusted": job.trusted}
+    return open_model(job.checkpoint, engine=job.engine, say=quiet, **settings)
 
 
 def _context(model: "ReferenceModel", tokens: int) -> tuple[str, str]:

@@ -342,3 +342,20 @@ def test_mistakes_end_in_plain_lines(
     ended, out, err = cli("profile", str(tiny_checkpoint("qwen2")), "--new=1", *words)
     assert (ended, out) == (code, "")
     assert said in err
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference", "transformers"])
+@pytest.mark.parametrize("trusted", [True, False])
+def test_code_of_a_checkpoint_is_trusted_where_that_is_said(
+    trusted: bool, engine: str, cli: Cli, tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[Any] = []
+
+    def open_only(job: Job) -> Measurement:
+        models.append(profile._opened(job))
+        raise ModelError("enough")
+
+    monkeypatch.setattr(profile, "measure_apart", open_only)
+    words = ["--trust-remote-code"] if trusted else []
+    assert cli("profile", str(tiny_checkpoint("qwen2")), "--new=1", f"--engine={engine}", *words)[0] == 3
+    assert [model.trusted for model in models] == [trusted]

@@ -96,8 +96,13 @@ def output_format(command: Command) -> Command:
 
 
 def model_options(command: Command) -> Command:
-    """--precision, --adapter, --hub and --device, as in every command that loads models."""
+    """--precision, --adapter, --hub, --device and --trust-remote-code, as in every command that loads models."""
     for add in (
+        option(
+            "--trust-remote-code/--no-trust-remote-code",
+            is_flag=True,
+            help="Run code that comes with a checkpoint. Qwen's own models never need it.",
+        ),
         option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:N."),
         option(
             "--hub",

@@ -65,6 +65,7 @@ def profile(
     adapter: Path | None,
     hub: str,
     device: str,
+    trust_remote_code: bool,
     repeats: int,
     reported: Sequence[str],
     plot: Path | None,
@@ -93,7 +94,7 @@ def profile(
     for model, loaded_as in checkpoints:
         with failures.apart(model, MissingError, alone=len(checkpoints) == 1):
             found = located(model, hub=hub, adapter=adapter, precision=loaded_as)
-            jobs += _jobs(found, engines, lengths, device=device, repeats=repeats)
+            jobs += _jobs(found, engines, lengths, device=device, repeats=repeats, trusted=trust_remote_code)
     measured: list[Measurement] = []
     for number, job in enumerate(jobs, 1):
         name = f"{job.checkpoint.name}, {job.context:,} + {job.new:,} tokens, engine {job.engine}"

@@ -148,11 +148,6 @@ __all__ = ["check_writable", "kind", "run", "run_tasks"]
     help="Whose tokens Rouge-L counts: one vocabulary for all models, or the model's own, as published.",
 )
 @long_context_options
-@option(
-    "--trust-remote-code/--no-trust-remote-code",
-    is_flag=True,
-    help="Run code that comes with a checkpoint. Qwen's own models never need it.",
-)
 @option("--chat", is_flag=True, help="Use the chat protocol where a task names none.")
 @option("--base", is_flag=True, help="Use the base protocol where a task names none.")
 @output_dir
