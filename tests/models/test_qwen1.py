@@ -24,6 +24,7 @@ from qwen_eval.models.transformers.checkpoint import Checkpoint
 from qwen_eval.models.transformers.engine import PackedModel, open_model
 from qwen_eval.models.transformers.packed import Prefix
 from qwen_eval.models.transformers.packing import Packing
+from qwen_eval.models.transformers.quantisation import check_quantisation, is_quantised, precision_name
 from qwen_eval.models.transformers.reference import ReferenceModel
 from qwen_eval.models.transformers.tokenization import Tokenizer
 from qwen_eval.prompts import chat
@@ -481,6 +482,16 @@ def test_a_token_that_the_model_does_not_have_is_named(qwen_vocabulary: Path, tm
                 answers_of(opened(kind, folder), [request])
 
 
+def test_the_bytes_of_a_block_are_those_of_its_tokens(qwen_vocabulary: Path, tmp_path: Path) -> None:
+    """Blocks of two tokens cut characters: one of them is part of a character, and no U+FFFD of three bytes."""
+    folder = with_published(write(tmp_path / "checkpoint", vocab_size=151_936), qwen_vocabulary)
+    tokenizer = Tokenizer(folder)
+    ids = tokenizer.encode("🫠 é🫠", control=False)
+    sizes = [tokenizer.count_bytes([each], after=[]) for each in ids]
+    assert sum(sizes) == len("🫠 é🫠".encode())
+    assert tokenizer.count_bytes(ids[1:3], after=ids[:1]) == sizes[1] + sizes[2] == 2
+
+
 def test_a_chat_model_has_chatml_and_a_base_model_has_none(tmp_path: Path) -> None:
     models = [Tokenizer(write(tmp_path / name, chat=name == "chat")) for name in ("chat", "base")]
     assert [each.is_chat for each in models] == [True, False]
@@ -568,15 +579,15 @@ def test_gptq_is_cut_apart_and_nothing_else_is_done_to_it(tmp_path: Path) -> Non
 
 def test_gptq_without_its_package_or_a_gpu_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = quantized(tmp_path / "checkpoint")
-    with monkeypatch.context() as patch:
-        patch.setattr("qwen_eval.models.transformers.quantisation._is_installed", lambda module: False)
-        with pytest.raises(ModelError, match="weights stored by gptq needs gptqmodel"):
-            opened(PackedModel, folder)
-    monkeypatch.setattr("qwen_eval.models.transformers.quantisation.NEEDED", {})
-    model = opened(PackedModel, folder)
-    assert (model.identity.dtype, model.identity.exact) == ("int4 (gptq)", False)
+    monkeypatch.setattr("qwen_eval.models.transformers.quantisation._is_installed", lambda module: False)
+    # Packages would not help a machine without a GPU.
     with pytest.raises(DeviceError, match=r"quantised \(GPTQ\); expected a CUDA device"):
-        answers_of(model, [Choose(prompt="x", options=("a", "b"))])
+        opened(PackedModel, folder)
+    checkpoint, config = Checkpoint("tiny", folder), loading.read_config(folder, trusted=False)[1]
+    with pytest.raises(ModelError, match="weights stored by gptq needs gptqmodel"):
+        check_quantisation(checkpoint, config)
+    assert precision_name(checkpoint, config, "bfloat16") == "int4 (gptq)"
+    assert is_quantised(checkpoint, config)
 
 
 def test_a_precision_that_it_cannot_be_loaded_in_is_refused(tmp_path: Path) -> None:

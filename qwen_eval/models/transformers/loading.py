@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_eval.errors import DeviceError, ModelError
+from qwen_eval.errors import ModelError
 from qwen_eval.models import qwen1
 from qwen_eval.models.longcontext import LongContext, long_context
 from qwen_eval.models.prepared import Source, prepared_folder
@@ -100,11 +100,6 @@ def _read_weights(
     if qwen1.is_qwen1(folder):
         if not quantised:
             return qwen1.load_weights(folder, config, dtype=dtype, device=device, spread=spread)
-        if device.type != "cuda":
-            raise DeviceError(
-                f"{folder}: its weights are quantised (GPTQ); expected a CUDA device to run them on, found {device}.\n"
-                "Next: run it on a machine with a GPU, or take the checkpoint that is not quantised."
-            )
         folder = converted_folder(folder, config)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder,

@@ -34,6 +34,7 @@ from qwen_eval.models.transformers.quantisation import (
     is_quantised,
     packages,
     precision_name,
+    stored_method,
 )
 from qwen_eval.models.transformers.stream import Stream
 from qwen_eval.models.transformers.tokenization import Tokenizer
@@ -127,6 +128,12 @@ class ReferenceModel:
             raise UsageError(
                 f"--precision {checkpoint.quantisation}: Qwen's first models are not quantised when they are loaded.\n"
                 "Next: give the Int4 or Int8 checkpoint of the model, or leave out --precision for it."
+            )
+        if self.kind == qwen1.KIND and stored_method(self.config) and kind != "cuda":
+            # Before the packages: nobody should install them for nothing.
+            raise DeviceError(
+                f"{checkpoint.folder}: its weights are quantised (GPTQ); expected a CUDA device to run them on, found "
+                f"{self.device}.\nNext: run it on a machine with a GPU, or take the checkpoint that is not quantised."
             )
         check_quantisation(checkpoint, self.config)
         self.quantised = is_quantised(checkpoint, self.config)
@@ -437,7 +444,7 @@ class ReferenceModel:
             if not math.isfinite(nll[-1]):
                 return NOT_A_NUMBER
             # The first token is not predicted.
-            sizes.append(len(self.tokenizer.decode(block[1:], after=block[:1]).encode()))
+            sizes.append(self.tokenizer.count_bytes(block[1:], after=block[:1]))
             self._counters["prompt_tokens"] += len(block)
         return Measured(nll=tuple(nll), tokens=(request.block - 1,) * len(nll), bytes=tuple(sizes))
 

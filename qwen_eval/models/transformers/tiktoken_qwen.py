@@ -71,6 +71,11 @@ class QwenTokenizer:
         known = self.vocabulary.encoding.n_vocab
         return self.vocabulary.decode([each for each in ids if each < known])
 
+    def count_bytes(self, ids: Sequence[int]) -> int:
+        """Return how many bytes ids stand for; none for ids beyond the vocabulary."""
+        encoding = self.vocabulary.encoding
+        return len(encoding.decode_bytes([each for each in ids if each < encoding.n_vocab]))
+
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], *, tokenize: bool, **settings: Any) -> str:
         """Return the text of a conversation."""
         from transformers.utils.chat_template_utils import render_jinja_template

@@ -110,6 +110,16 @@ class Tokenizer:
         prefix = self._decode(before)
         return self._decode([*before, *ids])[len(prefix) :]
 
+    def count_bytes(self, ids: Sequence[int], *, after: Sequence[int]) -> int:
+        """Return how many bytes of UTF-8 ids stand for that follow `after`.
+
+        Only Qwen's first tokenizer says it of single tokens. Elsewhere those of a character that is cut at an edge
+        count as the three of U+FFFD.
+        """
+        if isinstance(self.inner, QwenTokenizer):
+            return self.inner.count_bytes(ids)
+        return len(self.decode(ids, after=after).encode())
+
     def closes(self, token: int, stops: tuple[str, ...]) -> bool:
         """Return whether a text could contain one of `stops` with this token and not without it."""
         if not stops:
