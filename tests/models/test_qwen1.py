@@ -24,7 +24,7 @@ from qwen_eval.models.transformers.checkpoint import Checkpoint
 from qwen_eval.models.transformers.engine import PackedModel, open_model
 from qwen_eval.models.transformers.packed import Prefix
 from qwen_eval.models.transformers.packing import Packing
-from qwen_eval.models.transformers.quantisation import check_quantisation, is_quantised, precision_name
+from qwen_eval.models.transformers.quantisation import check_quantisation
 from qwen_eval.models.transformers.reference import ReferenceModel
 from qwen_eval.models.transformers.tokenization import Tokenizer
 from qwen_eval.prompts import chat
@@ -579,15 +579,19 @@ def test_gptq_is_cut_apart_and_nothing_else_is_done_to_it(tmp_path: Path) -> Non
 
 def test_gptq_without_its_package_or_a_gpu_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = quantized(tmp_path / "checkpoint")
-    monkeypatch.setattr("qwen_eval.models.transformers.quantisation._is_installed", lambda module: False)
-    # Packages would not help a machine without a GPU.
+    with monkeypatch.context() as patch:
+        patch.setattr("qwen_eval.models.transformers.quantisation._is_installed", lambda module: False)
+        # Packages would not help a machine without a GPU.
+        with pytest.raises(DeviceError, match=r"quantised \(GPTQ\); expected a CUDA device"):
+            opened(PackedModel, folder)
+        with pytest.raises(ModelError, match="weights stored by gptq needs gptqmodel"):
+            check_quantisation(Checkpoint("tiny", folder), loading.read_config(folder, trusted=False)[1])
+    monkeypatch.setattr("qwen_eval.models.transformers.quantisation.NEEDED", {})
+    # What is answered already can be shown there.
+    model = opened(PackedModel, folder)
+    assert (model.identity.dtype, model.identity.exact) == ("int4 (gptq)", False)
     with pytest.raises(DeviceError, match=r"quantised \(GPTQ\); expected a CUDA device"):
-        opened(PackedModel, folder)
-    checkpoint, config = Checkpoint("tiny", folder), loading.read_config(folder, trusted=False)[1]
-    with pytest.raises(ModelError, match="weights stored by gptq needs gptqmodel"):
-        check_quantisation(checkpoint, config)
-    assert precision_name(checkpoint, config, "bfloat16") == "int4 (gptq)"
-    assert is_quantised(checkpoint, config)
+        answers_of(model, [Choose(prompt="x", options=("a", "b"))])
 
 
 def test_a_precision_that_it_cannot_be_loaded_in_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwen_eval.errors import ModelError
+from qwen_eval.errors import DeviceError, ModelError
 from qwen_eval.models import qwen1
 from qwen_eval.models.longcontext import LongContext, long_context
 from qwen_eval.models.prepared import Source, prepared_folder
@@ -15,7 +15,7 @@ from qwen_eval.paths import home
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load_weights", "own_long_context", "read_config", "with_setting"]
+__all__ = ["load_weights", "own_long_context", "read_config", "with_setting", "without_gpu"]
 
 
 def read_config(folder: Path, *, trusted: bool) -> tuple[str, Any]:
@@ -100,6 +100,8 @@ def _read_weights(
     if qwen1.is_qwen1(folder):
         if not quantised:
             return qwen1.load_weights(folder, config, dtype=dtype, device=device, spread=spread)
+        if device.type != "cuda":
+            raise without_gpu(folder, device)
         folder = converted_folder(folder, config)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
@@ -110,6 +112,14 @@ def _read_weights(
         **loading_settings(checkpoint, dtype),
     )
     return model if spread or quantised else model.to(device)
+
+
+def without_gpu(folder: Path, device: "torch.device") -> DeviceError:
+    """Return the error for a GPTQ checkpoint of Qwen's first models where there is no GPU."""
+    return DeviceError(
+        f"{folder}: its weights are quantised (GPTQ); expected a CUDA device to run them on, found {device}.\n"
+        "Next: run it on a machine with a GPU, or take the checkpoint that is not quantised."
+    )
 
 
 def _adapted(model: Any, folder: Path, adapter: Path, *, merge: bool) -> Any:

@@ -34,7 +34,6 @@ from qwen_eval.models.transformers.quantisation import (
     is_quantised,
     packages,
     precision_name,
-    stored_method,
 )
 from qwen_eval.models.transformers.stream import Stream
 from qwen_eval.models.transformers.tokenization import Tokenizer
@@ -129,13 +128,13 @@ class ReferenceModel:
                 f"--precision {checkpoint.quantisation}: Qwen's first models are not quantised when they are loaded.\n"
                 "Next: give the Int4 or Int8 checkpoint of the model, or leave out --precision for it."
             )
-        if self.kind == qwen1.KIND and stored_method(self.config) and kind != "cuda":
-            # Before the packages: nobody should install them for nothing.
-            raise DeviceError(
-                f"{checkpoint.folder}: its weights are quantised (GPTQ); expected a CUDA device to run them on, found "
-                f"{self.device}.\nNext: run it on a machine with a GPU, or take the checkpoint that is not quantised."
-            )
-        check_quantisation(checkpoint, self.config)
+        try:
+            check_quantisation(checkpoint, self.config)
+        except ModelError:
+            if self.kind == qwen1.KIND and kind != "cuda":
+                # Nobody should install packages for nothing.
+                raise loading.without_gpu(checkpoint.folder, self.device) from None
+            raise
         self.quantised = is_quantised(checkpoint, self.config)
         self.tokenizer = Tokenizer(
             checkpoint.tokenizer,
