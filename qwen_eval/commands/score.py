@@ -16,7 +16,7 @@ from qwen_eval.commands.options import data_dir, include_path, option, sandbox_o
 from qwen_eval.data import Dataset, find_dataset, mini_dataset
 from qwen_eval.errors import DataError, IncompleteError, StoreError, UsageError, did_you_mean
 from qwen_eval.results import checksum, value_of
-from qwen_eval.scoring import rule_names, stored, verdict
+from qwen_eval.scoring import NotRun, rule_names, stored, verdict
 from qwen_eval.task import Answer, Cell, Execute, Failed, Sample, Task, Verdict
 
 __all__ = ["score"]
@@ -44,7 +44,11 @@ class Output:
     help='JSON lines {"id", "output", "gold" (optional)}, or a run folder.',
 )
 @option("--output", "target", required=True, type=click.Path(path_type=Path), metavar="FILE")
-@option("--split", metavar="NAME", help="Where the ids of a FILE are looked up. Default: every split of the task.")
+@option(
+    "--split",
+    metavar="NAME",
+    help="Where the ids of a FILE are looked up. Default: the protocol's, else every split in turn.",
+)
 @sandbox_options
 @data_dir
 @include_path
@@ -64,7 +68,7 @@ def score(
     """Score outputs: a line {"id", "rule", "extracted", "correct"} for every output and rule, in input order.
 
     For a run that asked every item several times, a line also carries its "repeat". For a code task "extracted" is the
-    program, and "gold" has no say: the item's test decides. Programs of a FILE are run in the sandbox.
+    program, which is run in the sandbox. For code, tools and agents "gold" has no say: the item decides.
     """
     from tqdm import tqdm
 
@@ -78,7 +82,8 @@ def score(
     if source.is_dir():
         outputs = list(_of_run(entry, source, data_dir))
     else:
-        outputs = list(_of_file(entry, source, data_dir, split))
+        own = registry.protocol(entry.task, protocol).split if protocol else ""
+        outputs = list(_of_file(entry, source, data_dir, split or own or None))
         _run_code(entry.task, rules, outputs, judge=judge, walls={"container": container, "unsafe": unsafe_exec})
     found = [
         (output.place, each, _verdict(entry.task, each, output))
@@ -130,7 +135,7 @@ def _write(target: Path, verdicts: Sequence[tuple[dict[str, Any], str, Verdict]]
 def _verdict(task: Task, rule: str, output: Output) -> Verdict | None:
     try:
         return verdict(task, rule, output.sample, output.text, output.answers)
-    except KeyError:
+    except NotRun:
         raise StoreError(
             f"{output.place['id']}: the code that rule {rule} finds in this output has not been run.\n"
             "Next: the same `run` command again runs it; no model is asked."
@@ -278,11 +283,12 @@ class _Samples:
             raise UsageError(f"--split {split}: {entry.task.name} has {', '.join(known)}.{did_you_mean(split, known)}")
         self.unread = known if split is None else [split]
         self.dataset: Dataset | None = None
+        self.whole = bool(entry.task.programs or entry.task.checks or entry.task.measures)
 
     def of(self, row: dict[str, Any], where: str) -> Sample:
         """Return the sample, with the row's own gold where it has one. Raises DataError for a bad id or gold."""
         identifier = str(row["id"])
-        gold = None if self.entry.task.programs else row.get("gold")
+        gold = None if self.whole else row.get("gold")
         letters = self.entry.task.letters
         if gold is not None:
             if not isinstance(gold, str | int | float) or not str(gold).strip() or (letters and gold not in letters):
