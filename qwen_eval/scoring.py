@@ -1,6 +1,7 @@
 """From answers to verdicts, and from verdicts to metrics. The same code for a run and for rescoring."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -277,18 +278,18 @@ def _values(records: Sequence[Mapping[str, Any]], rule: str) -> list[_Item]:
 def _measures(task: Task, records: Sequence[Mapping[str, Any]], rule: str) -> dict[str, dict[str, Any]]:
     """The further numbers of a rule by name, each over the items that have it; `n` counts their steps, once an item."""
     items: dict[str, list[_Item]] = {measure.name: [] for measure in task.measures}
+    weights = {measure.name: measure.weights for measure in task.measures}
+    steps = Counter[str]()
     for item in _by("doc_id", records).values():
         found: dict[str, _Item] = {}
         for each in item:
             for name, values in each["verdicts"][rule].get("measures", {}).items():
                 found.setdefault(name, []).append(tuple(values))
         for name, values in found.items():
-            items.setdefault(name, []).append(values)
-    return {
-        name: {"n": sum(map(len, (values[0] for values in each))), **_estimate(each)}
-        for name, each in items.items()
-        if each
-    }
+            steps[name] += len(values[0])
+            times = weights.get(name, {}).get(item[0]["group"], 1)
+            items.setdefault(name, []).append([each * times for each in values])
+    return {name: {"n": steps[name], **_estimate(each)} for name, each in items.items() if each}
 
 
 def _estimate(items: Sequence[_Item]) -> dict[str, float]:

@@ -76,6 +76,8 @@ def test_the_measures_are_the_leaderboards_averages(entries: dict[str, Entry], s
     }
     assert {name: each["score"] for name, each in found.items()} == pytest.approx(expected)
     assert all(each["low"] <= each["score"] <= each["high"] for each in found.values())
+    assert found["irrelevance"]["n"] == SIZES["irrelevance"] + SIZES["live_irrelevance"]
+    assert sum(each["n"] for each in found.values()) == len(records)
 
 
 @pytest.mark.parametrize("protocol", ["native", "prompted"])
