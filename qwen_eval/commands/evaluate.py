@@ -101,6 +101,7 @@ def evaluate(
     from qwen_eval.runner import Stop, stop_on_signal
 
     finished: list[dict[str, Any]] = []
+    incomplete: list[str] = []
     folders: list[Path] = []
     main = threading.current_thread() is threading.main_thread()  # Python lets only this one take signals
     alone = sum(len(each.plans) for each in planned) == 1 and not failures.found
@@ -114,6 +115,7 @@ def evaluate(
                         manifest = _manifest(plan, each.model.identity, settings)
                         finished.append(_run(plan, each.model, path, manifest, helpers, stop, name, overwrite))
                         folders.append(path)
+                        incomplete += [name] if finished[-1]["errors"] else []
                         _say_ungraded(plan, finished[-1])
                         _say_unjudged(plan, finished[-1])
                 each.model.unload()
@@ -133,7 +135,7 @@ def evaluate(
 
         plot_perplexity(runs, plot)
         say(f"Plot: {plot}")
-    failures.end([f"{each['task']}@{each['protocol']}" for each in finished if each["errors"]])
+    failures.end(incomplete)
     return folders
 
 
