@@ -92,7 +92,7 @@ def test_the_numbers_follow_from_the_records(
     assert float(table[0]["perplexity"]) == run["perplexity"]["50"]["perplexity"]
 
 
-def test_lengths_that_no_text_is_long_enough_for_are_said_by_their_absence(
+def test_lengths_that_no_text_is_long_enough_for_are_left_out_and_said(
     cli: Cli, tiny_checkpoint: Callable[..., Path], documents: Path, tmp_path: Path
 ) -> None:
     words = ("run", "--task", "perplexity", "--model", str(tiny_checkpoint("qwen2")), "--documents", str(documents))
@@ -102,6 +102,39 @@ def test_lengths_that_no_text_is_long_enough_for_are_said_by_their_absence(
     assert list(run["perplexity"]) == ["64"]
     assert run["perplexity"]["64"]["blocks"] == 1, "the second one would begin where the second long one does"
     assert "100000" not in out
+    assert "the documents are too short for a block of 100,000 tokens." in err
+    assert "block of 64" not in err
+
+
+def test_documents_without_a_block_of_any_length_are_refused_and_keep_nothing_from_another_task(
+    cli: Cli, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "a.txt").write_text("Short")
+    words = ("--model", str(tiny_checkpoint("qwen2")), "--documents", "short", "--lengths", "64,128", "--blocks", "2")
+    code, out, err = cli("run", "--task", "perplexity", *words, "--plot", "plot.png")
+    assert (code, out) == (3, "")
+    assert "expected documents of 64 tokens or more, found fewer" in err
+    assert not [*(tmp_path / "results").rglob("*.json*"), *tmp_path.glob("plot.png")]
+    code, out, err = cli("run", "--task", "perplexity,mmlu@qwen", *words, "--limit", "2")
+    assert code == 3
+    assert "mmlu@qwen" in out
+
+
+def test_no_more_blocks_are_listed_than_the_bytes_of_the_text_can_hold(
+    entries: dict[str, Entry], documents: Path
+) -> None:
+    task = entries["perplexity"].task
+    assert task.at_lengths is not None
+    dataset = documents_dataset(task.data, documents)
+    size = sum(len(row["text"]) + 3 for row in dataset.rows("test"))
+    ids = [sample.id for sample in task.at_lengths((64, 128, 10**6), 10**9)(dataset, "test")]
+    assert ids == ["64/0", "128/0", "1000000/0"], "the first of each length says which texts these are"
+    ids = [sample.id for sample in task.at_lengths((64, 128), 10**9)(dataset, "test")]
+    assert ids[-1] == f"128/{size // 128 - 1}"
+    assert ids == [sample.id for sample in task.at_lengths((64, 128), size)(dataset, "test")]
+    few = [sample.id for sample in task.at_lengths((64, 128), 3)(dataset, "test")]
+    assert few == ["64/0", "64/2", "64/4", "128/0", "128/1", "128/2"]
 
 
 def test_the_small_set_runs_and_shows(cli: Cli, tiny_checkpoint: Callable[..., Path]) -> None:

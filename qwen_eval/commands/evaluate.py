@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_eval.errors import IncompleteError, Interrupted, QwenEvalError
+from qwen_eval.errors import DataError, IncompleteError, Interrupted, QwenEvalError
+from qwen_eval.task import Perplexity
 
 if TYPE_CHECKING:
     from qwen_eval.models.base import Identity, Model
@@ -111,6 +112,7 @@ def evaluate(
                 for plan in each.plans:
                     name = plan.name if len(planned) == 1 else f"{plan.name} on {each.name}"
                     with failures.apart(name, Exception, alone=alone):
+                        _check_lengths(plan, each.model, name)
                         path = _model_folder(output_dir, each.model.identity) / plan.folder
                         manifest = _manifest(plan, each.model.identity, settings)
                         finished.append(_run(plan, each.model, path, manifest, helpers, stop, name, overwrite))
@@ -137,6 +139,21 @@ def evaluate(
         say(f"Plot: {plot}")
     failures.end(incomplete)
     return folders
+
+
+def _check_lengths(plan: "Plan", model: "Model", name: str) -> None:
+    """Say which lengths the documents have no block of, in this model's tokens. Raises DataError where that is all."""
+    # The first of each length: the samples are in the order of the documents.
+    firsts = {each.block: each for _, each in reversed([*plan.first_requests()]) if isinstance(each, Perplexity)}
+    short = [length for length in sorted(firsts) if not model.prompt_tokens(firsts[length])]
+    if not short:
+        return
+    if len(short) == len(firsts):
+        raise DataError(
+            f"{plan.name}: expected documents of {short[0]:,} tokens or more, found fewer in all of them together.\n"
+            "Next: give shorter --lengths, or longer --documents."
+        )
+    say(f"{name}: the documents are too short for a block of {', '.join(f'{each:,}' for each in short)} tokens.")
 
 
 def _print(finished: Sequence[dict[str, Any]], format: str | None, by: str) -> None:
