@@ -195,12 +195,14 @@ def test_blocks_of_every_length_begin_at_the_same_places(entries: dict[str, Entr
 
 
 @pytest.mark.parametrize(
-    "words", [("--lengths", "1024,x"), ("--lengths", "1"), ("--settings", "ntk"), ("--blocks", "0")]
+    "words",
+    [("--lengths", "1024,x"), ("--lengths", "1"), ("--settings", "ntk"), ("--settings", " , "), ("--blocks", "0")],
 )
 def test_what_makes_no_sense_is_said_before_anything_runs(cli: Cli, words: tuple[str, str]) -> None:
     code, _, err = cli("run", "--task", "perplexity", "--model", "none", *words)
     assert code == 2
     assert words[0] in err
+    assert "found ''" not in err
 
 
 def test_flags_for_lengths_need_a_task_that_is_measured_by_length(cli: Cli) -> None:
@@ -210,7 +212,7 @@ def test_flags_for_lengths_need_a_task_that_is_measured_by_length(cli: Cli) -> N
         assert f"{words[0]}: expected perplexity among the tasks" in err
 
 
-def test_perplexity_is_not_gated_as_if_it_were_a_score(
+def test_perplexity_is_not_gated_or_exported_as_if_it_were_a_score(
     cli: Cli, tiny_checkpoint: Callable[..., Path], documents: Path
 ) -> None:
     words = ("run", "--task", "perplexity", "--model", str(tiny_checkpoint("qwen2")), "--documents", str(documents))
@@ -220,6 +222,13 @@ def test_perplexity_is_not_gated_as_if_it_were_a_score(
     code, _, err = cli("gate", "--baseline", "one", "--candidate", "two")
     assert code == 2
     assert "found perplexity" in err
+    for layout in ("lm-eval", "eee", "hf", "csv", "parquet"):
+        code, _, err = cli("export", "one", "--format", layout)
+        assert code == 2, layout
+        assert "expected a run with a score from 0 to 1, found perplexity" in err
+    assert cli("run", "--task", "mmlu@qwen", *words[3:5], "--limit", "2", "--output-dir", "one")[0] == 0
+    code, _, err = cli("export", "one", "--format", "csv")
+    assert code == 0, err
     code, out, _ = cli(*words, "--dry-run")
     assert code == 0
     assert "points" not in out
