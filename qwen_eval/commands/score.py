@@ -99,10 +99,10 @@ def score(
         if not of_rule:
             click.echo(f"{name}, {each}: says nothing of these outputs.", err=True)
             continue
-        click.echo(f"{name}, {each}: {_summary(of_rule)}", err=True)
+        click.echo(f"{name}, {each}: {_summary(entry.task, of_rule)}", err=True)
 
 
-def _summary(verdicts: Sequence[Verdict]) -> str:
+def _summary(task: Task, verdicts: Sequence[Verdict]) -> str:
     """Say what a rule made of all outputs: how many are right, the score where that is another, the measures."""
     right, count = sum(each.correct for each in verdicts), len(verdicts)
     words = [f"{right:,} of {count:,} correct ({100 * right / count:.1f} %)"]
@@ -112,7 +112,9 @@ def _summary(verdicts: Sequence[Verdict]) -> str:
         words.append(f"score {100 * score:.1f} %")
     for measure in dict.fromkeys(measure for each in verdicts for measure in each.measures):
         values = [value for each in verdicts for value in each.measures.get(measure, ())]
-        words.append(f"{measure} {100 * sum(values) / len(values):.1f} %")
+        scale = next((each.scale for each in task.measures if each.name == measure), 100)
+        mean = scale * sum(values) / len(values)
+        words.append(f"{measure} {mean:.1f} %" if scale == 100 else f"{measure} {mean:.3f}")
     return ", ".join(words)
 
 

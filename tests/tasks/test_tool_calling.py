@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from qwen_eval import registry
+from qwen_eval.commands.score import _summary
 from qwen_eval.data import Dataset, find_dataset
 from qwen_eval.errors import DataError, UsageError
 from qwen_eval.plan import make_plan
 from qwen_eval.prompts import Tool, function_declarations, react, read_react
 from qwen_eval.registry import Entry
 from qwen_eval.reported import every
-from qwen_eval.task import Chat, Generate
+from qwen_eval.task import Chat, Generate, Verdict
 
 LIST = '[{"name": "city", "description": "城市", "required": true, "schema": {"type": "string"}}, {"name": "days"}]'
 SCHEMA = '{"type": "object", "properties": {"url": {"type": "string"}}, "required": ["url"]}'
@@ -199,3 +200,9 @@ def test_a_version_is_not_run_on_the_other_ones_data(
         make_plan(entry.task, registry.protocol(entry.task, protocol), published("v20231206"), split=other)
     native = make_plan(entry.task, registry.protocol(entry.task, "native"), mini("tool_calling"), split="20230803")
     assert native.split == "20230803"
+
+
+def test_scored_outputs_are_summed_up_on_the_scales_of_the_tables(entry: Entry) -> None:
+    measures = {"tool selection": (1.0,), "tool input": (0.131,)}
+    words = _summary(entry.task, [Verdict(True, "weather", measures=measures)])
+    assert words == "1 of 1 correct (100.0 %), tool selection 100.0 %, tool input 0.131"
