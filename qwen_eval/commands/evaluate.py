@@ -143,6 +143,8 @@ def evaluate(
 
 def _check_lengths(plan: "Plan", model: "Model", name: str) -> None:
     """Say which lengths the documents have no block of, in this model's tokens. Raises DataError where that is all."""
+    if not plan.task.at_lengths:
+        return
     # The first of each length: the samples are in the order of the documents.
     firsts = {each.block: each for _, each in reversed([*plan.first_requests()]) if isinstance(each, Perplexity)}
     short = [length for length in sorted(firsts) if not model.prompt_tokens(firsts[length])]

@@ -86,35 +86,43 @@ def score(
         outputs = list(_of_file(entry, source, data_dir, split or own or None))
         _run_code(entry.task, rules, outputs, judge=judge, walls={"container": container, "unsafe": unsafe_exec})
     found = [
-        (output.place, each, _verdict(entry.task, each, output))
+        (output, each, _verdict(entry.task, each, output))
         for output in tqdm(outputs, desc=name, unit="output", delay=2)
         for each in rules
     ]
     if not found:
         raise DataError(f"{source}: expected outputs to score, found none.")
-    verdicts = [(place, each, verdict) for place, each, verdict in found if verdict is not None]
-    _write(target, verdicts)
+    verdicts = [(output, each, verdict) for output, each, verdict in found if verdict is not None]
+    _write(target, [(output.place, each, verdict) for output, each, verdict in verdicts])
     for each in rules:
-        of_rule = [verdict for _, rule_name, verdict in verdicts if rule_name == each]
+        of_rule = [(output.sample.group, verdict) for output, rule_name, verdict in verdicts if rule_name == each]
         if not of_rule:
             click.echo(f"{name}, {each}: says nothing of these outputs.", err=True)
             continue
         click.echo(f"{name}, {each}: {_summary(entry.task, of_rule)}", err=True)
 
 
-def _summary(task: Task, verdicts: Sequence[Verdict]) -> str:
-    """Say what a rule made of all outputs: how many are right, the score where that is another, the measures."""
+def _summary(task: Task, found: Sequence[tuple[str, Verdict]]) -> str:
+    """Say what a rule made of all outputs: how many are right, the score where that is another, the measures.
+
+    A verdict stands with its sample's group.
+    """
+    verdicts = [verdict for _, verdict in found]
     right, count = sum(each.correct for each in verdicts), len(verdicts)
     words = [f"{right:,} of {count:,} correct ({100 * right / count:.1f} %)"]
     if any(each.value is not None for each in verdicts):
         steps = sum(each.steps for each in verdicts)
         score = sum(value_of(stored(each)) * each.steps for each in verdicts) / steps
         words.append(f"score {100 * score:.1f} %")
-    for measure in dict.fromkeys(measure for each in verdicts for measure in each.measures):
-        values = [value for each in verdicts for value in each.measures.get(measure, ())]
-        scale = next((each.scale for each in task.measures if each.name == measure), 100)
-        mean = scale * sum(values) / len(values)
-        words.append(f"{measure} {mean:.1f} %" if scale == 100 else f"{measure} {mean:.3f}")
+    for measure in task.measures:
+        values = [
+            (value, measure.weights.get(group, 1))
+            for group, each in found
+            for value in each.measures.get(measure.name, ())
+        ]
+        if values:
+            mean = measure.scale * sum(value * times for value, times in values) / sum(times for _, times in values)
+            words.append(f"{measure.name} {mean:.1f} %" if measure.scale == 100 else f"{measure.name} {mean:.3f}")
     return ", ".join(words)
 
 

@@ -204,5 +204,5 @@ def test_a_version_is_not_run_on_the_other_ones_data(
 
 def test_scored_outputs_are_summed_up_on_the_scales_of_the_tables(entry: Entry) -> None:
     measures = {"tool selection": (1.0,), "tool input": (0.131,)}
-    words = _summary(entry.task, [Verdict(True, "weather", measures=measures)])
+    words = _summary(entry.task, [("positive", Verdict(True, "weather", measures=measures))])
     assert words == "1 of 1 correct (100.0 %), tool selection 100.0 %, tool input 0.131"
