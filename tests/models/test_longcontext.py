@@ -127,10 +127,10 @@ def test_both_engines_agree_and_up_to_the_training_length_with_the_plain_model(
 OTHER_ROTATIONS = ["gemma3", "gemma3_text", "olmo3"]
 OWN_WINDOWS: dict[str, dict[str, Any]] = {
     # Only some layers have one: enough of them that the schedule reaches others.
-    **dict.fromkeys(("cohere2", "exaone4"), {"num_hidden_layers": 8}),
+    **{each: {"num_hidden_layers": 8} for each in ("cohere2", "exaone4")},
     "ministral": {"num_hidden_layers": 8, "layer_types": ["sliding_attention", "full_attention"] * 4},
     # Every layer has one: longer than the schedule's.
-    **dict.fromkeys(("mistral", "mixtral", "starcoder2"), {"sliding_window": 150}),
+    **{each: {"sliding_window": 150} for each in ("mistral", "mixtral", "starcoder2")},
 }
 
 
