@@ -6,7 +6,9 @@ is never run: with transformers 5 it draws some weights anew and says nothing.
 """
 
 import json
+import math
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +41,7 @@ EARLIER_NAMES = {
     "n_positions": "max_position_embeddings",
 }
 """Fields of the first releases, and what they were called later."""
-NEEDED = (
+COUNTS = (
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -47,8 +49,8 @@ NEEDED = (
     "kv_channels",
     "vocab_size",
     "seq_length",
-    "layer_norm_epsilon",
 )
+NUMBERS = ("layer_norm_epsilon", "rotary_emb_base")
 
 WHOLE = {
     "transformer.wte": "model.embed_tokens",
@@ -90,14 +92,25 @@ def _fields(folder: Path) -> dict[str, Any]:
     fields = {EARLIER_NAMES.get(name, name): value for name, value in found.items()}
     # In the first releases `vocab_size` did not count the rows that fill the embedding up.
     fields["vocab_size"] = found.get("padded_vocab_size") or found.get("vocab_size")
-    missing = [name for name in NEEDED if not isinstance(fields.get(name), int | float)]
-    if missing:
+    fields = {"rotary_emb_base": 10000, **fields}
+    if missing := [name for name in (*COUNTS, *NUMBERS) if fields.get(name) is None]:
         raise ModelError(f"{folder}/config.json: expected the fields of a Qwen model, found no {', '.join(missing)}.")
+    fields["max_position_embeddings"] = fields.get("max_position_embeddings") or fields["seq_length"]
+    for name in (*COUNTS, "max_position_embeddings", *NUMBERS):
+        value, is_count = fields[name], name not in NUMBERS
+        if not _is_positive(value) or (is_count and value % 1):
+            wanted = "whole number" if is_count else "number"
+            raise ModelError(f"{folder}/config.json: {name}: expected a {wanted} above 0, found {value!r}.")
+        fields[name] = int(value) if is_count else float(value)
     other = {"no_bias": True, "rotary_pct": 1.0, "tie_word_embeddings": False}
     for name, only in other.items():
         if fields.get(name, only) != only:
             raise ModelError(f"{folder}/config.json: {name}: expected {only}, as in all of them, found {fields[name]}.")
     return fields
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def read_config(folder: Path) -> Any:
@@ -116,9 +129,9 @@ def read_config(folder: Path) -> Any:
         num_attention_heads=fields["num_attention_heads"],
         num_key_value_heads=fields["num_attention_heads"],
         head_dim=fields["kv_channels"],
-        max_position_embeddings=fields.get("max_position_embeddings") or fields["seq_length"],
+        max_position_embeddings=fields["max_position_embeddings"],
         rms_norm_eps=fields["layer_norm_epsilon"],
-        rope_parameters={"rope_type": "default", "rope_theta": float(fields.get("rotary_emb_base", 10000))},
+        rope_parameters={"rope_type": "default", "rope_theta": fields["rotary_emb_base"]},
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=None,
@@ -128,15 +141,21 @@ def read_config(folder: Path) -> Any:
 def long_context_of(folder: Path) -> LongContext:
     """Return how the checkpoint itself meets contexts beyond its training length, `seq_length`."""
     fields = _fields(folder)
-    rope = "dynamic_ntk" if fields.get("use_dynamic_ntk") else "plain"
-    return LongContext(native=fields["seq_length"], rope=rope, logn=bool(fields.get("use_logn_attn")))
+    # Both are on where nothing is said, as in the original configuration.
+    rope = "dynamic_ntk" if fields.get("use_dynamic_ntk", True) else "plain"
+    return LongContext(native=fields["seq_length"], rope=rope, logn=bool(fields.get("use_logn_attn", True)))
 
 
 def quantization(folder: Path) -> dict[str, Any] | None:
     """Return how the weights are quantised, None where they are not. Raises ModelError for another way than GPTQ."""
-    found: dict[str, Any] | None = _fields(folder).get("quantization_config")
-    if found is None and (folder / "quantize_config.json").is_file():
-        found = {"quant_method": "gptq", **json.loads((folder / "quantize_config.json").read_text(encoding="utf-8"))}
+    found, beside = _fields(folder).get("quantization_config"), folder / "quantize_config.json"
+    if found is None and beside.is_file():
+        try:
+            found = {"quant_method": "gptq", **json.loads(beside.read_text(encoding="utf-8"))}
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"{beside}: expected how the weights are quantised, in JSON, found none.") from error
+    if found is not None and not isinstance(found, dict):
+        raise ModelError(f"{folder}/config.json: quantization_config: expected its fields, found {found!r}.")
     if found and found.get("quant_method", "gptq") != "gptq":
         raise ModelError(f"{folder}: expected weights as they are or in GPTQ, found {found['quant_method']}.")
     return found

@@ -152,6 +152,15 @@ def test_the_configurations_switches_are_followed(switches: tuple[bool, bool], t
     assert np.abs(logits_of(model, ids) - wanted).max() < 2e-3
 
 
+def test_the_switches_are_on_where_the_configuration_says_nothing(tmp_path: Path) -> None:
+    folder = write(tmp_path / "one")
+    fields = json.loads((folder / "config.json").read_text())
+    for name in ("use_dynamic_ntk", "use_logn_attn"):
+        del fields[name]
+    (folder / "config.json").write_text(json.dumps(fields))
+    assert opened(PackedModel, folder).identity.rope == "dynamic_ntk+logn"
+
+
 PROMPTS = ["the cat " * count + end for count in (2, 11, 15, 20, 40) for end in ("sat", "and the apes")]
 
 
@@ -324,6 +333,16 @@ def test_a_weight_that_is_missing_left_over_or_of_another_shape_is_named(
         ({"no_bias": False}, "no_bias: expected True"),
         ({"rotary_pct": 0.5}, "rotary_pct: expected 1.0"),
         ({"seq_length": None}, "found no seq_length"),
+        ({"seq_length": 0}, "seq_length: expected a whole number above 0, found 0"),
+        ({"seq_length": -5}, "seq_length: expected a whole number above 0, found -5"),
+        ({"seq_length": "512"}, "seq_length: expected a whole number above 0, found '512'"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: expected a whole number above 0, found 0"),
+        ({"num_hidden_layers": 2.5}, "num_hidden_layers: expected a whole number above 0, found 2.5"),
+        ({"hidden_size": math.inf}, "hidden_size: expected a whole number above 0, found inf"),
+        ({"max_position_embeddings": True}, "max_position_embeddings: expected a whole number above 0, found True"),
+        ({"rotary_emb_base": "1e4"}, "rotary_emb_base: expected a number above 0, found '1e4'"),
+        ({"layer_norm_epsilon": math.nan}, "layer_norm_epsilon: expected a number above 0, found nan"),
+        ({"quantization_config": "gptq"}, "quantization_config: expected its fields, found 'gptq'"),
     ],
 )
 def test_a_configuration_that_none_of_them_has_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
