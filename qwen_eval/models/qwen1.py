@@ -167,7 +167,8 @@ def quantization(folder: Path) -> dict[str, Any] | None:
 def mapped(name: str, tensor: "torch.Tensor") -> dict[str, "torch.Tensor"]:
     """Return a tensor of a checkpoint under Qwen2's name or, for queries, keys and values in one, as its three parts.
 
-    Nothing for what is not needed. Raises KeyError for a name that no Qwen model has.
+    Nothing for what is not needed. Raises KeyError for a name that no Qwen model has, ModelError where the three
+    are not of one size.
     """
     if IGNORED.fullmatch(name):
         return {}
@@ -181,7 +182,11 @@ def mapped(name: str, tensor: "torch.Tensor") -> dict[str, "torch.Tensor"]:
     if found[2] != "attn.c_attn":
         return {f"{layer}.{WHOLE[found[2]]}.{kind}": tensor}
     # The order of the inputs (g_idx) is the same for all three, and so is the half of an adapter that meets them.
-    parts = (tensor,) * 3 if kind in ("g_idx", "lora_A") else tensor.chunk(3, OUTPUTS_AT[kind])
+    parts: Sequence[torch.Tensor] = (tensor,) * 3
+    if kind not in ("g_idx", "lora_A"):
+        if tensor.dim() <= OUTPUTS_AT[kind] or tensor.shape[OUTPUTS_AT[kind]] % 3:
+            raise ModelError(f"{name}: expected three parts of one size, found the shape {_shape(tensor.shape)}.")
+        parts = tensor.tensor_split(3, OUTPUTS_AT[kind])
     return {f"{layer}.{part}.{kind}": piece for part, piece in zip(PARTS, parts, strict=True)}
 
 
@@ -202,7 +207,10 @@ def tensors(folder: Path) -> Iterator[tuple[str, "torch.Tensor"]]:
 def _weight_files(folder: Path) -> list[Path]:
     for kind in ("safetensors", "bin"):
         for index in sorted(folder.glob(f"*.{kind}.index.json")):
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            try:
+                names = set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ModelError(f"{index}: expected a weight_map with the file of each weight, found none.") from error
             if missing := sorted(name for name in names if not (folder / name).is_file()):
                 raise ModelError(f"{folder}: expected the file {missing[0]}, which {index.name} names, found none.")
             return [folder / name for name in sorted(names)]
@@ -217,7 +225,9 @@ def _read(file: Path) -> Iterator[tuple[str, "torch.Tensor"]]:
     from safetensors import safe_open
 
     if file.suffix == ".bin":
-        yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
+        # Files of before torch 1.6 are no archives and cannot be mapped.
+        is_archive = zipfile.is_zipfile(file)
+        yield from torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive).items()
         return
     with safe_open(file, framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118 - this is no dictionary
@@ -294,7 +304,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _shape(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
+    return " x ".join(map(str, shape)) or "of one number"
 
 
 # --------------------------------------------------------------------------------------------------------------- GPTQ
@@ -355,6 +365,11 @@ def convert_adapter(adapter: Path, *, into: Path) -> None:
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         raise ModelError(f"--adapter {adapter}: expected one rank for all layers of a Qwen model, found several.")
+    if config.get("use_dora"):
+        raise ModelError(
+            f"--adapter {adapter}: expected LoRA, found DoRA (use_dora), which Qwen's first models do not get here.\n"
+            "Next: merge it with peft and give the model that this makes."
+        )
     file = next(file for kind in ("safetensors", "bin") if (file := adapter / f"adapter_model.{kind}").is_file())
     made: dict[str, torch.Tensor] = {}
     layers: dict[bool, set[str]] = {True: set(), False: set()}  # by LoRA, and trained whole
