@@ -152,6 +152,15 @@ def test_the_configurations_switches_are_followed(switches: tuple[bool, bool], t
     assert np.abs(logits_of(model, ids) - wanted).max() < 2e-3
 
 
+def test_the_switches_are_on_where_the_configuration_says_nothing(tmp_path: Path) -> None:
+    folder = write(tmp_path / "one")
+    fields = json.loads((folder / "config.json").read_text())
+    for name in ("use_dynamic_ntk", "use_logn_attn"):
+        del fields[name]
+    (folder / "config.json").write_text(json.dumps(fields))
+    assert opened(PackedModel, folder).identity.rope == "dynamic_ntk+logn"
+
+
 PROMPTS = ["the cat " * count + end for count in (2, 11, 15, 20, 40) for end in ("sat", "and the apes")]
 
 
@@ -307,6 +316,14 @@ def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
             lambda held: held.update({"transformer.h.0.attn.c_attn.weight": torch.ones(99, 32)}),
             r"expected the shape 32 x 32, found 33 x 32 in each third",
         ),
+        (
+            lambda held: held.update({"transformer.h.0.attn.c_attn.weight": torch.ones(2, 32)}),
+            r"h\.0\.attn\.c_attn\.weight: expected three parts of one size, found the shape 2 x 32",
+        ),
+        (
+            lambda held: held.update({"transformer.h.0.attn.c_attn.bias": torch.tensor(1.0)}),
+            r"h\.0\.attn\.c_attn\.bias: expected three parts of one size, found the shape of one number",
+        ),
         (lambda held: held.update({"lm_head.weight": torch.ones(7, 32)}), r"lm_head\.weight: expected the shape"),
     ],
 )
@@ -324,11 +341,54 @@ def test_a_weight_that_is_missing_left_over_or_of_another_shape_is_named(
         ({"no_bias": False}, "no_bias: expected True"),
         ({"rotary_pct": 0.5}, "rotary_pct: expected 1.0"),
         ({"seq_length": None}, "found no seq_length"),
+        ({"seq_length": 0}, "seq_length: expected a whole number above 0, found 0"),
+        ({"seq_length": -5}, "seq_length: expected a whole number above 0, found -5"),
+        ({"seq_length": "512"}, "seq_length: expected a whole number above 0, found '512'"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: expected a whole number above 0, found 0"),
+        ({"num_hidden_layers": 2.5}, "num_hidden_layers: expected a whole number above 0, found 2.5"),
+        ({"hidden_size": math.inf}, "hidden_size: expected a whole number above 0, found inf"),
+        ({"max_position_embeddings": True}, "max_position_embeddings: expected a whole number above 0, found True"),
+        ({"rotary_emb_base": "1e4"}, "rotary_emb_base: expected a number above 0, found '1e4'"),
+        ({"layer_norm_epsilon": math.nan}, "layer_norm_epsilon: expected a number above 0, found nan"),
+        ({"quantization_config": "gptq"}, "quantization_config: expected its fields, found 'gptq'"),
     ],
 )
 def test_a_configuration_that_none_of_them_has_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=said):
         opened(PackedModel, write(tmp_path / "checkpoint", **changes))
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "7"])
+def test_a_broken_file_about_quantising_is_named(text: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "checkpoint")
+    (folder / "quantize_config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"quantize_config\.json: expected how the weights are quantised"):
+        opened(PackedModel, folder)
+
+
+def test_whole_numbers_may_be_written_with_a_point(tmp_path: Path) -> None:
+    found = first_qwen.config()
+    floats = {name: float(value) for name, value in found.items() if type(value) is int}
+    model = opened(PackedModel, write(tmp_path / "checkpoint", **floats))
+    assert model.long.native == NATIVE
+    assert np.abs(logits_of(model, drawn(200)) - forward(drawn(200), alpha=alpha_of(200), logn=True)).max() < 2e-3
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"weight_map": {"a": [1]}}'])
+def test_a_broken_index_is_named(text: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "checkpoint", files="shards")
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match=r"expected (a weight_map with the file of each weight|the file \[1\])"):
+        opened(PackedModel, folder).load()
+
+
+def test_a_file_of_an_old_torch_is_read(tmp_path: Path) -> None:
+    """Before 1.6 they were no archives, which cannot be mapped."""
+    folder = write(tmp_path / "checkpoint", files="bin")
+    for file in folder.glob("*.bin"):
+        torch.save(torch.load(file), file, _use_new_zipfile_serialization=False)
+    ids = drawn(30)
+    assert np.abs(logits_of(opened(PackedModel, folder), ids) - forward(ids)).max() < 2e-3
 
 
 def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
