@@ -144,10 +144,10 @@ def make_plan(
     if split not in task.splits:
         meant = did_you_mean(split, task.splits)
         raise UsageError(f"--split {split}: {task.name} is evaluated on {' or '.join(task.splits)}.{meant}")
-    if task.together and split != own_split(task, protocol):
+    if protocol.split and split != protocol.split:
         raise UsageError(
-            f"--split {split}: {task.name}@{protocol.name} is evaluated on {own_split(task, protocol)}.\n"
-            f"Next: leave out --split; every protocol of {task.name} has its own."
+            f"--split {split}: {task.name}@{protocol.name} is evaluated on {protocol.split}.\n"
+            "Next: leave out --split, or choose another protocol."
         )
     count = protocol.shots if shots is None else shots
     if count not in protocol.shots_allowed:

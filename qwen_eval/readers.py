@@ -54,7 +54,8 @@ def read_json_lines(
 ) -> list[dict[str, str]]:
     """Return the objects of a JSON-lines file, reduced to `columns`, all of them text.
 
-    Columns in `structured` hold anything else and become its JSON text; `optional` ones that a row lacks are "".
+    Columns in `structured` hold anything else and become its JSON text; `optional` ones that a row lacks, or has as
+    null, are "".
     Raises DataError with file and line for a broken line, an empty line between others, a missing or non-text field.
     """
     lines = read_text(path).split("\n")
@@ -94,7 +95,8 @@ def _text_fields(
     if not isinstance(found, dict):
         raise DataError(f"{where}: expected a JSON object, found {_short(str(found))}.")
     packed = {column: json.dumps(found[column], ensure_ascii=False) for column in structured if column in found}
-    found = {**dict.fromkeys(optional, ""), **found, **packed}
+    given = {column: value for column, value in found.items() if value is not None or column not in optional}
+    found = {**dict.fromkeys(optional, ""), **given, **packed}
     columns = (*columns, *optional)
     for column in columns:
         if not isinstance(found.get(column), str):

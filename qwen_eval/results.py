@@ -300,7 +300,8 @@ class RunFolder:
         os.ftruncate(self._file, whole)
 
     def _is_judged(self) -> bool:
-        return any(isinstance(stored.answer, Judged) for stored in self.answers.values())
+        # Of what has no picture nobody was asked: that word is empty.
+        return any(isinstance(stored.answer, Judged) and stored.answer.text for stored in self.answers.values())
 
     def _grows(self) -> bool:
         """Return whether the folder holds a smaller run. Raises UsageError for another one, StoreError for damage."""

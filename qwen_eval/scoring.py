@@ -1,9 +1,10 @@
 """From answers to verdicts, and from verdicts to metrics. The same code for a run and for rescoring."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from qwen_eval.results import checksum, output_of, request_hash, value_of
 from qwen_eval.scorers.choice import most_likely
@@ -26,6 +27,7 @@ from qwen_eval.task import (
 
 __all__ = [
     "PASS_AT",
+    "NotRun",
     "metrics",
     "program_hash",
     "record",
@@ -37,8 +39,14 @@ __all__ = [
     "verdicts",
 ]
 
+_Ran = TypeVar("_Ran", Executed, Observed)
+
 PASS_AT = (1, 10, 100)
 """The k of pass@k, as far as there are so many repeats."""
+
+
+class NotRun(Exception):
+    """A rule needs to know what became of a program or step that has not been run."""
 
 
 def rule_names(task: Task) -> list[str]:
@@ -64,7 +72,7 @@ def program_hash(program: Execute) -> str:
 def verdict(task: Task, rule: str, sample: Sample, text: str, answers: Sequence[Answer]) -> Verdict | None:
     """Return the verdict of one rule on an output, None where it says nothing of this sample.
 
-    `answers` are all of the dialogue, with those to what the rules asked behind it. Raises KeyError where a program or
+    `answers` are all of the dialogue, with those to what the rules asked behind it. Raises NotRun where a program or
     step that the rule needs has not been run.
     """
     if rule in task.rules:
@@ -72,16 +80,23 @@ def verdict(task: Task, rule: str, sample: Sample, text: str, answers: Sequence[
     if rule in task.programs:
         program = task.programs[rule](text, sample)
         ran = {each.program: each for each in answers if isinstance(each, Executed)}
-        return Verdict(ran[program_hash(program)].passed, program.source)
+        return Verdict(_found(ran, program_hash(program)).passed, program.source)
     check = task.checks[rule]
     request = check.request(text, sample, _of_dialogue(task, text, sample, answers))
     if request is None:
         return check.verdict(text, sample, None)
     asked = request_hash(request)
     if isinstance(request, Cell):
-        return check.verdict(text, sample, {each.cell: each for each in answers if isinstance(each, Observed)}[asked])
+        seen = {each.cell: each for each in answers if isinstance(each, Observed)}
+        return check.verdict(text, sample, _found(seen, asked))
     found = [each for each in answers if isinstance(each, Judged) and each.judged == asked]
     return check.verdict(text, sample, found[-1]) if found else None
+
+
+def _found(answers: Mapping[str, _Ran], asked: str) -> _Ran:
+    if asked not in answers:
+        raise NotRun(asked)
+    return answers[asked]
 
 
 def _of_dialogue(task: Task, text: str, sample: Sample, answers: Sequence[Answer]) -> Sequence[Answer]:
@@ -263,18 +278,18 @@ def _values(records: Sequence[Mapping[str, Any]], rule: str) -> list[_Item]:
 def _measures(task: Task, records: Sequence[Mapping[str, Any]], rule: str) -> dict[str, dict[str, Any]]:
     """The further numbers of a rule by name, each over the items that have it; `n` counts their steps, once an item."""
     items: dict[str, list[_Item]] = {measure.name: [] for measure in task.measures}
+    weights = {measure.name: measure.weights for measure in task.measures}
+    steps = Counter[str]()
     for item in _by("doc_id", records).values():
         found: dict[str, _Item] = {}
         for each in item:
             for name, values in each["verdicts"][rule].get("measures", {}).items():
                 found.setdefault(name, []).append(tuple(values))
         for name, values in found.items():
-            items.setdefault(name, []).append(values)
-    return {
-        name: {"n": sum(map(len, (values[0] for values in each))), **_estimate(each)}
-        for name, each in items.items()
-        if each
-    }
+            steps[name] += len(values[0])
+            times = weights.get(name, {}).get(item[0]["group"], 1)
+            items.setdefault(name, []).append([each * times for each in values])
+    return {name: {"n": steps[name], **_estimate(each)} for name, each in items.items() if each}
 
 
 def _estimate(items: Sequence[_Item]) -> dict[str, float]:

@@ -486,13 +486,15 @@ class Measure:
     """A number beside the score that publications print: a column of its own, of all rules that give it.
 
     `name` is its key in verdicts, `title` its head in tables, `scale` what a full score is printed as (100 for
-    percent), `reported` the name of the metric in the published scores.
+    percent), `reported` the name of the metric in the published scores. `weights` says how often an item of a group
+    counts, where that is not once.
     """
 
     name: str
     title: str
     scale: float = 100.0
     reported: str = ""
+    weights: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -235,7 +235,7 @@ def prompted(dataset: Rows, shots: int) -> Callable[[Sample], Generate]:
 # ----------------------------------------------------------------------------------------------------------- averages
 
 # The leaderboard's averages, and how often an item of a category counts in one, so that over the whole benchmark the
-# plain mean is the published one. Non-live is the mean of four numbers, the first of which is the mean over three
+# weighted mean is the published one. Non-live is the mean of four numbers, the first of which is the mean over three
 # languages: 400 x 1 = 100 x 4 = 50 x 8 items, and three times as many of each of the others. Irrelevance is the mean of
 # two numbers: 240 x 221 = 884 x 60. Live is the mean over items.
 COUNTED: Final = {
@@ -257,8 +257,7 @@ def counted(rule: Callable[[str, Sample], Verdict]) -> Rule:
 
     def scored(output: str, sample: Sample) -> Verdict:
         verdict = rule(output, sample)
-        average, times = COUNTED[sample.group]
-        return replace(verdict, measures={average: (float(verdict.correct),) * times})
+        return replace(verdict, measures={COUNTED[sample.group][0]: (float(verdict.correct),)})
 
     return scored
 
@@ -270,11 +269,18 @@ TASK = Task(
     data=DATA,
     samples=samples,
     rules={name: counted(rule) for name, rule in bfcl.RULES.items()},
-    measures=(
-        Measure(name="non_live", title="Non-live"),
-        Measure(name="live", title="Live"),
-        Measure(name="irrelevance", title="Irrelevance"),
-        Measure(name="relevance", title="Relevance"),
+    measures=tuple(
+        Measure(
+            name=average,
+            title=title,
+            weights={category: times for category, (counted_in, times) in COUNTED.items() if counted_in == average},
+        )
+        for average, title in {
+            "non_live": "Non-live",
+            "live": "Live",
+            "irrelevance": "Irrelevance",
+            "relevance": "Relevance",
+        }.items()
     ),
     categories={
         "Simple": ("simple_python", "simple_java", "simple_javascript", "live_simple"),

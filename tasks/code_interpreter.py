@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 from qwen_eval import code_interpreter
 from qwen_eval.scorers import numbers
+from qwen_eval.scorers.functions import after_reasoning
 from qwen_eval.scorers.interpreter import figures, snippets, with_call
 from qwen_eval.task import (
     Answer,
@@ -70,7 +71,8 @@ def samples(dataset: Rows, split: str) -> list[Sample]:
     read: dict[str, File] = {}
     found: list[Sample] = []
     for index, row in enumerate(dataset.rows(split)):
-        names = [path.rpartition("/")[2] for path in json.loads(row["input_file_path"] or "[]") or ()]
+        paths = json.loads(row["input_file_path"] or "[]") or []
+        names = [path.rpartition("/")[2] for path in ([paths] if isinstance(paths, str) else paths)]
         for name in names:
             if name not in read:
                 content = dataset.content(f"{UPLOADED}/{name}")
@@ -83,8 +85,11 @@ def samples(dataset: Rows, split: str) -> list[Sample]:
 
 
 def group(tags: str, query: str) -> str:
-    """Return the kind of an item, and of a visualization whether its first step is given."""
-    kind = next((kind for kind in KINDS if kind in tags.split(",")), "general")
+    """Return the kind of an item, and of a visualization whether its first step is given.
+
+    As published, a kind may stand anywhere in the tags. Where none does, the item is a general one.
+    """
+    kind = next((kind for kind in KINDS if kind in tags), "general")
     if kind == "visualization":
         return EASY if code_interpreter.EMBEDDED in query else HARD
     return kind
@@ -185,14 +190,15 @@ def to_judge(output: str, sample: Sample, answers: Sequence[Answer]) -> Judge | 
 def judged(output: str, sample: Sample, answer: Observed | Judged | None) -> Verdict | None:
     """Return whether there is a good figure and the judge said "right", as published: also in "not right".
 
-    None where nobody judged.
+    What a judge thinks before `</think>` is not its word. None where nobody judged.
     """
     if not isinstance(answer, Judged):
         return None
     clean = figures(output).clean
-    good = clean and "right" in answer.text.lower()
+    text = after_reasoning(answer.text)
+    good = clean and "right" in text.lower()
     measures = dict.fromkeys(("visualization all", f"visualization {sample.group.partition('-')[2]}"), (float(good),))
-    return Verdict(good, answer.text.strip() if clean else None, measures=measures)
+    return Verdict(good, text.strip() if clean else None, measures=measures)
 
 
 def where_answered(rule: Callable[[str, str], Verdict]) -> Rule:

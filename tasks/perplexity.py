@@ -30,35 +30,41 @@ BLOCKS = 20
 
 
 def at_lengths(lengths: Sequence[int], blocks: int | None) -> Callable[[Rows, str], Sequence[Sample]]:
-    """Return what lists the samples: of every length so many blocks, which begin at the same places of the text.
+    """Return what lists the samples: of every length so many blocks, which begin where those of the longest one do.
 
+    A length that does not divide the longest one has no block there: its block begins less than its length before.
     A block's number counts the blocks of its length from the beginning of the stream. Whether it has so many only the
-    tokenizer knows.
+    tokenizer knows; no blocks are listed that the bytes of the text are too few for, but the first of each length.
     """
     longest = max(lengths)
     count = BLOCKS if blocks is None else blocks
 
     def samples(dataset: Rows, split: str) -> list[Sample]:
-        return [
-            Sample(
-                f"{length}/{block}",
-                {"length": str(length), "block": str(block), "separator": SEPARATOR},
-                "-",
-                str(length),
-            )
-            for length in sorted(set(lengths))
-            for block in (number * longest // length for number in range(count))
-        ]
+        # A token is a byte at least, but for the space that some tokenizers put before a text.
+        most = sum(1 + len(text.encode()) for text in _texts(dataset))
+        found = []
+        for length in sorted(set(lengths)):
+            for block in (number * longest // length for number in range(count)):
+                if block and (block + 1) * length > most:
+                    break
+                row = {"length": str(length), "block": str(block), "separator": SEPARATOR}
+                found.append(Sample(f"{length}/{block}", row, "-", str(length)))
+        return found
 
     return samples
 
 
 def blocks(dataset: Rows, shots: int) -> Callable[[Sample], Perplexity]:
     """One block of the documents, one after the other."""
-    texts = tuple(row["text"] + SEPARATOR for row in dataset.rows("test"))
+    texts = _texts(dataset)
     return lambda sample: Perplexity(
         text=texts, block=int(sample.row["length"]), index=int(sample.row["block"]), beyond=True
     )
+
+
+def _texts(dataset: Rows) -> tuple[str, ...]:
+    """The documents as they stand in the stream."""
+    return tuple(row["text"] + SEPARATOR for row in dataset.rows("test"))
 
 
 TASK = Task(

@@ -6,8 +6,8 @@ A row has a whole ReAct prompt, in which up to five plugins are described, and a
     response  Thought: 应该查天气。⏎Action: weather⏎Action Input: {"city": "杭州"}⏎Observation: …⏎Final Answer: …
 
 Of the positive rows one plugin is to be called; of the negative ones none, near as they may be. Two versions of the
-data with a protocol each (prompts as stored), and `native`, which asks the same through function calling; two rules
-that read the first call (`qwen_eval/scorers/tool_calling.py`). Score: right decisions over all rows, the right tool or
+data with a protocol each (prompts as stored), and `native`, which asks the same through function calling; rules that
+read the first call (`qwen_eval/scorers/tool_calling.py`). Score: right decisions over all rows, the right tool or
 no call; beside it stand the published measures.
 """
 
@@ -110,13 +110,14 @@ TASK = Task(
             rule="qwen",
             build=stored,
             about="Qwen's plugin script on its data of December 2023: ReAct prompts as stored",
+            split="20231206",
         ),
         Protocol(
             name="native",
             chat=True,
             shots=0,
             shots_allowed=range(1),
-            rule="qwen",
+            rule="native",
             build=native,
             about="ours: the same questions and tools through the model's own function calling",
         ),

@@ -82,6 +82,11 @@ def test_the_list_of_tasks(cli: Cli) -> None:
         assert word in out
 
 
+def test_splits_are_shown_where_the_user_may_choose_one(cli: Cli) -> None:
+    assert "splits: val, test (--split)" in cli("tasks", "show", "ceval")[1]
+    assert "--split" not in cli("tasks", "show", "hf_agent")[1]
+
+
 def test_a_raw_prompt_is_exactly_its_bytes(cli: Cli, tmp_path: Path) -> None:
     golden = json.loads((Path(__file__).parent / "tasks" / "golden_mini.json").read_text(encoding="utf-8"))
     for name in ("gsm8k@qwen", "gsm8k@opencompass-chat", "mmlu@qwen-chat"):

@@ -244,16 +244,19 @@ def test_published_rows_need_neither_language_nor_files(tmp_path: Path) -> None:
     rows = [
         {"query": "Plot it.", "tags": "all_ci,visualization", "input_file_path": ["/tmp/upload_file/a.csv"]},
         {"query": "数一数。", "tags": "all_ci,general", "lang": "zh", "input_file_path": []},
-        {"query": "1 + 1?", "tags": "all_ci,math"},
+        {"query": "1 + 1?", "tags": "all_ci, math", "lang": None, "input_file_path": None},
+        {"query": "Count.", "tags": "all_ci,general", "input_file_path": "upload_file_clean/a.csv"},
     ]
     found = TASK.samples(published(tmp_path, *rows), "test")
     assert [(sample.id, sample.group) for sample in found] == [
         ("0", "visualization-hard"),
         ("1", "general"),
         ("2", "math"),
+        ("3", "general"),
     ]
     assert RULES.item(found[0]).files == (File("a.csv", "eAoxCg=="),)
     assert RULES.item(found[0]).asked.endswith("Question: [Upload file a.csv]Plot it.")
+    assert RULES.item(found[3]).files == RULES.item(found[0]).files
     assert RULES.item(found[1]).files == RULES.item(found[2]).files == ()
     assert all(sample.gold and not sample.row["answer"] for sample in found)
 

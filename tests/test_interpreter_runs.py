@@ -3,6 +3,7 @@
 import importlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from qwen_eval import run
 from qwen_eval.code_interpreter import EMBEDDED
 from qwen_eval.commands.export import export as export_command
 from qwen_eval.commands.score import score
-from qwen_eval.errors import SandboxError
+from qwen_eval.errors import IncompleteError, SandboxError
 from qwen_eval.loaded import LoadedRun
 from qwen_eval.models.base import Identity
 from qwen_eval.models.scripted import ScriptedModel
@@ -99,6 +100,17 @@ class Judging:
         return ready
 
 
+class Refusing(Judging):
+    """A judge that takes no images; where there is none nobody is asked."""
+
+    identity = replace(Judging.identity, name="blind", fingerprint="2" * 16)
+
+    def collect(self, *, timeout: float | None = None) -> Sequence[tuple[int, str | Failed]]:
+        ready = [(ticket, Failed(reason="no images") if each.images else "") for ticket, each in self.asked]
+        self.asked = []
+        return ready
+
+
 @pytest.fixture(autouse=True, scope="module")
 def sandbox() -> None:
     try:
@@ -174,6 +186,10 @@ def test_failing_and_missing_code_are_told_apart_and_a_judge_can_be_named_later(
     assert found["executable general"] == pytest.approx(8 / 10)
     assert alone.metrics["rules"]["judge"] == {"correct": 0, "n": 0, "score": None, "low": None, "high": None}
 
+    # One that refuses every image has said nothing, and keeps the folder from nobody.
+    with pytest.raises(IncompleteError):
+        finished(monkeypatch, tmp_path, Failing(), Refusing())
+
     script, judge = Failing(), Judging()
     judged = finished(monkeypatch, tmp_path, script, judge)
     assert script.asked == 0, "nothing is generated again"
@@ -187,7 +203,7 @@ def test_failing_and_missing_code_are_told_apart_and_a_judge_can_be_named_later(
     assert judged.metrics["rules"]["judge"]["n"] == 14
     assert measures(judged, "judge")["visualization hard"] == pytest.approx(6 / 8), "no figure is wrong, says who will"
     assert measures(judged, "judge")["visualization easy"] == 1.0
-    assert sorted(judge.shown) == [0, 0] + [1] * 12
+    assert judge.shown == [1] * 12, "of what has no figure the first judge was told already"
 
 
 def test_every_turn_is_recorded_and_a_larger_run_goes_on_with_them(

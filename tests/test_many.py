@@ -120,6 +120,26 @@ def test_two_models_of_one_name_are_told_apart(cli: Cli, log: list[str], tmp_pat
     assert "(6f6e6500)" not in results([metrics, metrics], format="md")
 
 
+def test_two_settings_of_one_model_are_told_apart_by_their_names(cli: Cli, log: list[str], tmp_path: Path) -> None:
+    assert cli("run", "--task", "mmlu@qwen", "--limit", "4", "--model", "one")[0] == 0
+    (file,) = tmp_path.rglob("metrics.json")
+    plain = json.loads(file.read_text())
+    other = {**plain, "model": {**plain["model"], "rope": "dynamic_ntk", "fingerprint": "abcdef0123456789"}}
+    for form in ("md", "csv"):
+        table = results([plain, other], format=form)
+        assert "one, plain" in table
+        assert "one, dynamic_ntk" in table
+        assert "abcdef01" not in table
+    assert "one, " not in results([other], format="md")
+
+
+def test_a_run_without_a_score_is_said_with_its_model_where_there_are_several(cli: Cli, log: list[str]) -> None:
+    code, _, err = cli(*WORDS, "--model", "one,failing")
+    assert code == 4
+    assert "Error: gsm8k@qwen-chat (mini) on failing, mmlu@qwen (mini) on failing: some samples ended" in err
+    assert "Error: gsm8k@qwen-chat (mini), mmlu@qwen (mini): some" in cli(*WORDS, "--model", "failing")[2]
+
+
 def test_the_environment_and_a_file_name_several_models(cli: Cli, log: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "a b,c"
     folder.mkdir()

@@ -102,7 +102,7 @@ def test_dates_and_numbers_are_those_of_the_question(row: dict[str, str]) -> Non
 SPELLED = {"1", "2", "3", "6", "8", "90"}
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["qwen", "corrected"])
 @pytest.mark.parametrize("row", names(ALL))
 def test_the_golden_transcript_is_perfect(row: dict[str, str], rule: str) -> None:
     group = "positive" if row in POSITIVE else "negative"
@@ -113,7 +113,7 @@ def test_the_golden_transcript_is_perfect(row: dict[str, str], rule: str) -> Non
     assert all(values == (perfect,) for values in verdict.measures.values())
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["native", "corrected"])
 @pytest.mark.parametrize("row", names(POSITIVE))
 def test_a_native_call_of_the_golden_tool_is_perfect(row: dict[str, str], rule: str) -> None:
     call = first_action(row["response"])

@@ -93,7 +93,7 @@ def test_the_numbers_follow_from_the_records(
     assert float(table[0]["perplexity"]) == run["perplexity"]["50"]["perplexity"]
 
 
-def test_lengths_that_no_text_is_long_enough_for_are_said_by_their_absence(
+def test_lengths_that_no_text_is_long_enough_for_are_left_out_and_said(
     cli: Cli, tiny_checkpoint: Callable[..., Path], documents: Path, tmp_path: Path
 ) -> None:
     words = ("run", "--task", "perplexity", "--model", str(tiny_checkpoint("qwen2")), "--documents", str(documents))
@@ -103,6 +103,39 @@ def test_lengths_that_no_text_is_long_enough_for_are_said_by_their_absence(
     assert list(run["perplexity"]) == ["64"]
     assert run["perplexity"]["64"]["blocks"] == 1, "the second one would begin where the second long one does"
     assert "100000" not in out
+    assert "the documents are too short for a block of 100,000 tokens." in err
+    assert "block of 64" not in err
+
+
+def test_documents_without_a_block_of_any_length_are_refused_and_keep_nothing_from_another_task(
+    cli: Cli, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "a.txt").write_text("Short")
+    words = ("--model", str(tiny_checkpoint("qwen2")), "--documents", "short", "--lengths", "64,128", "--blocks", "2")
+    code, out, err = cli("run", "--task", "perplexity", *words, "--plot", "plot.png")
+    assert (code, out) == (3, "")
+    assert "expected documents of 64 tokens or more, found fewer" in err
+    assert not [*(tmp_path / "results").rglob("*.json*"), *tmp_path.glob("plot.png")]
+    code, out, err = cli("run", "--task", "perplexity,mmlu@qwen", *words, "--limit", "2")
+    assert code == 3
+    assert "mmlu@qwen" in out
+
+
+def test_no_more_blocks_are_listed_than_the_bytes_of_the_text_can_hold(
+    entries: dict[str, Entry], documents: Path
+) -> None:
+    task = entries["perplexity"].task
+    assert task.at_lengths is not None
+    dataset = documents_dataset(task.data, documents)
+    size = sum(len(row["text"]) + 3 for row in dataset.rows("test"))
+    ids = [sample.id for sample in task.at_lengths((64, 128, 10**6), 10**9)(dataset, "test")]
+    assert ids == ["64/0", "128/0", "1000000/0"], "the first of each length says which texts these are"
+    ids = [sample.id for sample in task.at_lengths((64, 128), 10**9)(dataset, "test")]
+    assert ids[-1] == f"128/{size // 128 - 1}"
+    assert ids == [sample.id for sample in task.at_lengths((64, 128), size)(dataset, "test")]
+    few = [sample.id for sample in task.at_lengths((64, 128), 3)(dataset, "test")]
+    assert few == ["64/0", "64/2", "64/4", "128/0", "128/1", "128/2"]
 
 
 def test_the_small_set_runs_and_shows(cli: Cli, tiny_checkpoint: Callable[..., Path]) -> None:
@@ -163,12 +196,14 @@ def test_blocks_of_every_length_begin_at_the_same_places(entries: dict[str, Entr
 
 
 @pytest.mark.parametrize(
-    "words", [("--lengths", "1024,x"), ("--lengths", "1"), ("--settings", "ntk"), ("--blocks", "0")]
+    "words",
+    [("--lengths", "1024,x"), ("--lengths", "1"), ("--settings", "ntk"), ("--settings", " , "), ("--blocks", "0")],
 )
 def test_what_makes_no_sense_is_said_before_anything_runs(cli: Cli, words: tuple[str, str]) -> None:
     code, _, err = cli("run", "--task", "perplexity", "--model", "none", *words)
     assert code == 2
     assert words[0] in err
+    assert "found ''" not in err
 
 
 def test_flags_for_lengths_need_a_task_that_is_measured_by_length(cli: Cli) -> None:
@@ -178,7 +213,7 @@ def test_flags_for_lengths_need_a_task_that_is_measured_by_length(cli: Cli) -> N
         assert f"{words[0]}: expected perplexity among the tasks" in err
 
 
-def test_perplexity_is_not_gated_as_if_it_were_a_score(
+def test_perplexity_is_not_gated_or_exported_as_if_it_were_a_score(
     cli: Cli, tiny_checkpoint: Callable[..., Path], documents: Path
 ) -> None:
     words = ("run", "--task", "perplexity", "--model", str(tiny_checkpoint("qwen2")), "--documents", str(documents))
@@ -188,6 +223,13 @@ def test_perplexity_is_not_gated_as_if_it_were_a_score(
     code, _, err = cli("gate", "--baseline", "one", "--candidate", "two")
     assert code == 2
     assert "found perplexity" in err
+    for layout in ("lm-eval", "eee", "hf", "csv", "parquet"):
+        code, _, err = cli("export", "one", "--format", layout)
+        assert code == 2, layout
+        assert "expected a run with a score from 0 to 1, found perplexity" in err
+    assert cli("run", "--task", "mmlu@qwen", *words[3:5], "--limit", "2", "--output-dir", "one")[0] == 0
+    code, _, err = cli("export", "one", "--format", "csv")
+    assert code == 0, err
     code, out, _ = cli(*words, "--dry-run")
     assert code == 0
     assert "points" not in out

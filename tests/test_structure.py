@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "qwen_eval.profile": {"qwen_eval.errors", "qwen_eval.models", "qwen_eval.task"},
     "qwen_eval.report.plots": {"qwen_eval.errors", "qwen_eval.profile", "qwen_eval.report.perplexity"},
     "qwen_eval.report.profiles": {"qwen_eval.profile", "qwen_eval.report.tables", "qwen_eval.reported"},
-    "qwen_eval.report.precision": {"qwen_eval.loaded", "qwen_eval.report.tables"},
+    "qwen_eval.report.precision": {"qwen_eval.loaded", "qwen_eval.report.perplexity", "qwen_eval.report.tables"},
     "qwen_eval.report.models": {"qwen_eval.report.comparison", "qwen_eval.report.tables"},
     "qwen_eval.report.comparison": {"qwen_eval.report.tables", "qwen_eval.reported"},
     "qwen_eval.reported": {"qwen_eval.errors", "qwen_eval.paths"},

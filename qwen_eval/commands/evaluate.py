@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qwen_eval.errors import IncompleteError, Interrupted, QwenEvalError
+from qwen_eval.errors import DataError, IncompleteError, Interrupted, QwenEvalError
+from qwen_eval.task import Perplexity
 
 if TYPE_CHECKING:
     from qwen_eval.models.base import Identity, Model
@@ -101,6 +102,7 @@ def evaluate(
     from qwen_eval.runner import Stop, stop_on_signal
 
     finished: list[dict[str, Any]] = []
+    incomplete: list[str] = []
     folders: list[Path] = []
     main = threading.current_thread() is threading.main_thread()  # Python lets only this one take signals
     alone = sum(len(each.plans) for each in planned) == 1 and not failures.found
@@ -110,10 +112,12 @@ def evaluate(
                 for plan in each.plans:
                     name = plan.name if len(planned) == 1 else f"{plan.name} on {each.name}"
                     with failures.apart(name, Exception, alone=alone):
+                        _check_lengths(plan, each.model, name)
                         path = _model_folder(output_dir, each.model.identity) / plan.folder
                         manifest = _manifest(plan, each.model.identity, settings)
                         finished.append(_run(plan, each.model, path, manifest, helpers, stop, name, overwrite))
                         folders.append(path)
+                        incomplete += [name] if finished[-1]["errors"] else []
                         _say_ungraded(plan, finished[-1])
                         _say_unjudged(plan, finished[-1])
                 each.model.unload()
@@ -133,8 +137,25 @@ def evaluate(
 
         drawn = plot_perplexity(runs, plot)
         say(f"Plot: {plot}" if drawn else "Plot: none, as no perplexity is a number that can be drawn.")
-    failures.end([f"{each['task']}@{each['protocol']}" for each in finished if each["errors"]])
+    failures.end(incomplete)
     return folders
+
+
+def _check_lengths(plan: "Plan", model: "Model", name: str) -> None:
+    """Say which lengths the documents have no block of, in this model's tokens. Raises DataError where that is all."""
+    if not plan.task.at_lengths:
+        return
+    # The first of each length: the samples are in the order of the documents.
+    firsts = {each.block: each for _, each in reversed([*plan.first_requests()]) if isinstance(each, Perplexity)}
+    short = [length for length in sorted(firsts) if not model.prompt_tokens(firsts[length])]
+    if not short:
+        return
+    if len(short) == len(firsts):
+        raise DataError(
+            f"{plan.name}: expected documents of {short[0]:,} tokens or more, found fewer in all of them together.\n"
+            "Next: give shorter --lengths, or longer --documents."
+        )
+    say(f"{name}: the documents are too short for a block of {', '.join(f'{each:,}' for each in short)} tokens.")
 
 
 def _print(finished: Sequence[dict[str, Any]], format: str | None, by: str) -> None:

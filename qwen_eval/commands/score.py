@@ -16,7 +16,7 @@ from qwen_eval.commands.options import data_dir, include_path, option, sandbox_o
 from qwen_eval.data import Dataset, find_dataset, mini_dataset
 from qwen_eval.errors import DataError, IncompleteError, StoreError, UsageError, did_you_mean
 from qwen_eval.results import checksum, value_of
-from qwen_eval.scoring import rule_names, stored, verdict
+from qwen_eval.scoring import NotRun, rule_names, stored, verdict
 from qwen_eval.task import Answer, Cell, Execute, Failed, Sample, Task, Verdict
 
 __all__ = ["score"]
@@ -44,7 +44,11 @@ class Output:
     help='JSON lines {"id", "output", "gold" (optional)}, or a run folder.',
 )
 @option("--output", "target", required=True, type=click.Path(path_type=Path), metavar="FILE")
-@option("--split", metavar="NAME", help="Where the ids of a FILE are looked up. Default: every split of the task.")
+@option(
+    "--split",
+    metavar="NAME",
+    help="Where the ids of a FILE are looked up. Default: the protocol's, else every split in turn.",
+)
 @sandbox_options
 @data_dir
 @include_path
@@ -64,7 +68,7 @@ def score(
     """Score outputs: a line {"id", "rule", "extracted", "correct"} for every output and rule, in input order.
 
     For a run that asked every item several times, a line also carries its "repeat". For a code task "extracted" is the
-    program, and "gold" has no say: the item's test decides. Programs of a FILE are run in the sandbox.
+    program, which is run in the sandbox. For code, tools and agents "gold" has no say: the item decides.
     """
     from tqdm import tqdm
 
@@ -78,36 +82,47 @@ def score(
     if source.is_dir():
         outputs = list(_of_run(entry, source, data_dir))
     else:
-        outputs = list(_of_file(entry, source, data_dir, split))
+        own = registry.protocol(entry.task, protocol).split if protocol else ""
+        outputs = list(_of_file(entry, source, data_dir, split or own or None))
         _run_code(entry.task, rules, outputs, judge=judge, walls={"container": container, "unsafe": unsafe_exec})
     found = [
-        (output.place, each, _verdict(entry.task, each, output))
+        (output, each, _verdict(entry.task, each, output))
         for output in tqdm(outputs, desc=name, unit="output", delay=2)
         for each in rules
     ]
     if not found:
         raise DataError(f"{source}: expected outputs to score, found none.")
-    verdicts = [(place, each, verdict) for place, each, verdict in found if verdict is not None]
-    _write(target, verdicts)
+    verdicts = [(output, each, verdict) for output, each, verdict in found if verdict is not None]
+    _write(target, [(output.place, each, verdict) for output, each, verdict in verdicts])
     for each in rules:
-        of_rule = [verdict for _, rule_name, verdict in verdicts if rule_name == each]
+        of_rule = [(output.sample.group, verdict) for output, rule_name, verdict in verdicts if rule_name == each]
         if not of_rule:
             click.echo(f"{name}, {each}: says nothing of these outputs.", err=True)
             continue
-        click.echo(f"{name}, {each}: {_summary(of_rule)}", err=True)
+        click.echo(f"{name}, {each}: {_summary(entry.task, of_rule)}", err=True)
 
 
-def _summary(verdicts: Sequence[Verdict]) -> str:
-    """Say what a rule made of all outputs: how many are right, the score where that is another, the measures."""
+def _summary(task: Task, found: Sequence[tuple[str, Verdict]]) -> str:
+    """Say what a rule made of all outputs: how many are right, the score where that is another, the measures.
+
+    A verdict stands with its sample's group.
+    """
+    verdicts = [verdict for _, verdict in found]
     right, count = sum(each.correct for each in verdicts), len(verdicts)
     words = [f"{right:,} of {count:,} correct ({100 * right / count:.1f} %)"]
     if any(each.value is not None for each in verdicts):
         steps = sum(each.steps for each in verdicts)
         score = sum(value_of(stored(each)) * each.steps for each in verdicts) / steps
         words.append(f"score {100 * score:.1f} %")
-    for measure in dict.fromkeys(measure for each in verdicts for measure in each.measures):
-        values = [value for each in verdicts for value in each.measures.get(measure, ())]
-        words.append(f"{measure} {100 * sum(values) / len(values):.1f} %")
+    for measure in task.measures:
+        values = [
+            (value, measure.weights.get(group, 1))
+            for group, each in found
+            for value in each.measures.get(measure.name, ())
+        ]
+        if values:
+            mean = measure.scale * sum(value * times for value, times in values) / sum(times for _, times in values)
+            words.append(f"{measure.name} {mean:.1f} %" if measure.scale == 100 else f"{measure.name} {mean:.3f}")
     return ", ".join(words)
 
 
@@ -130,7 +145,7 @@ def _write(target: Path, verdicts: Sequence[tuple[dict[str, Any], str, Verdict]]
 def _verdict(task: Task, rule: str, output: Output) -> Verdict | None:
     try:
         return verdict(task, rule, output.sample, output.text, output.answers)
-    except KeyError:
+    except NotRun:
         raise StoreError(
             f"{output.place['id']}: the code that rule {rule} finds in this output has not been run.\n"
             "Next: the same `run` command again runs it; no model is asked."
@@ -278,11 +293,12 @@ class _Samples:
             raise UsageError(f"--split {split}: {entry.task.name} has {', '.join(known)}.{did_you_mean(split, known)}")
         self.unread = known if split is None else [split]
         self.dataset: Dataset | None = None
+        self.whole = bool(entry.task.programs or entry.task.checks or entry.task.measures)
 
     def of(self, row: dict[str, Any], where: str) -> Sample:
         """Return the sample, with the row's own gold where it has one. Raises DataError for a bad id or gold."""
         identifier = str(row["id"])
-        gold = None if self.entry.task.programs else row.get("gold")
+        gold = None if self.whole else row.get("gold")
         letters = self.entry.task.letters
         if gold is not None:
             if not isinstance(gold, str | int | float) or not str(gold).strip() or (letters and gold not in letters):

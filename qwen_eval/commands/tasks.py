@@ -159,7 +159,7 @@ def _describe(task: Task, data_dir: Path | None, entry: Entry) -> None:
     runs = "; each runs the program that it finds" if task.programs else ""
     runs += f"; {', '.join(task.checks)} first have code run or ask a judge" if task.checks else ""
     click.echo(f"\n  rules: {', '.join(rule_names(task))}{runs}")
-    if len(task.splits) > 1:
+    if len(task.splits) > 1 and not all(protocol.split for protocol in task.protocols):
         click.echo(f"  splits: {', '.join(task.splits)} (--split)")
     click.echo(f"\nOne prompt: python -m qwen_eval tasks show {task.name}@{task.protocols[0].name} --sample 0")
 

@@ -23,7 +23,7 @@ VERSION = "0.3.0"
 
 
 def files(sources: Sequence[Source]) -> dict[str, bytes]:
-    """Return the two files of every run, by name. Raises IncompleteError."""
+    """Return the two files of every run, by name. Raises IncompleteError, UsageError for perplexity."""
     found: dict[str, bytes] = {}
     for source in sources:
         source.check_score()

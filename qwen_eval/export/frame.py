@@ -16,12 +16,12 @@ __all__ = ["csv", "parquet"]
 
 
 def csv(sources: Sequence[Source]) -> dict[str, bytes]:
-    """Return samples.csv."""
+    """Return samples.csv. Raises UsageError where no run has verdicts, as perplexity has none."""
     return {"samples.csv": _frame(sources).to_csv(index=False, lineterminator="\n").encode()}
 
 
 def parquet(sources: Sequence[Source]) -> dict[str, bytes]:
-    """Return samples.parquet."""
+    """Return samples.parquet. Raises UsageError where no run has verdicts, as perplexity has none."""
     content = io.BytesIO()
     _frame(sources).to_parquet(content, index=False)
     return {"samples.parquet": content.getvalue()}
@@ -30,6 +30,8 @@ def parquet(sources: Sequence[Source]) -> dict[str, bytes]:
 def _frame(sources: Sequence[Source]) -> "pandas.DataFrame":
     import pandas
 
+    if all("perplexity" in source.metrics for source in sources):
+        sources[0].check_score()  # blocks have no verdicts: the table would be empty
     frames: list[pandas.DataFrame] = []
     for source in sources:
         metrics = source.metrics

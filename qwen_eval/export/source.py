@@ -109,7 +109,13 @@ class Source:
         return {sample.id: list(sample.row) for sample in self.plan.samples} if self.plan else {}
 
     def check_score(self) -> None:
-        """Raise IncompleteError where there is no score to publish."""
+        """Raise IncompleteError where there is no score to publish, UsageError where there is never one."""
+        if "perplexity" in self.metrics:
+            raise UsageError(
+                f"{self.run.path}: expected a run with a score from 0 to 1, found perplexity, which no layout has a "
+                "place for.\nNext: leave this run out. The `run` command with --format csv prints a line a length; "
+                "records.jsonl has the blocks."
+            )
         if self.run.score is None:
             raise IncompleteError(
                 f"{self.run.path}: expected a run with a score, found none ({self.metrics['errors']} sample(s) ended "

@@ -27,7 +27,8 @@ STOPS = 4
 SEEDS = 2**31
 """Some servers keep a seed in 32 bits."""
 ENDED: Final = ("stop", "tool_calls", "function_call")
-JUDGED_TOKENS = 256
+JUDGED_TOKENS = 2048
+"""Some judges think aloud before the word that counts."""
 
 
 class EndpointModel:
@@ -152,14 +153,21 @@ def _answer(connection: Connection, request: Request) -> Answer | Failed:
 
 
 def _judged(connection: Connection, request: Judge) -> str | Failed:
-    """Ask greedily: the images in their order, then the text. Where there is no image there is nothing to ask."""
+    """Ask greedily: the images in their order, then the text. Where there is no image there is nothing to ask.
+
+    A reply that is empty or was cut off is none: what it would have said is never guessed.
+    """
     if not request.images:
         return ""
     images = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}} for image in request.images]
     content = [*images, {"type": "text", "text": request.prompt}]
     body = {"messages": [{"role": "user", "content": content}], "max_tokens": JUDGED_TOKENS, "temperature": 0}
     try:
-        return _said(_choice(connection.post("/chat/completions", body, spare={"repetition_penalty": 1.0})))
+        choice = _choice(connection.post("/chat/completions", body, spare={"repetition_penalty": 1.0}))
+        text, finish = _said(choice), choice.get("finish_reason")
+        if finish not in ENDED or not text.strip():
+            raise NoAnswer(f"its reply is {'cut off' if text.strip() else 'empty'} (finish_reason {finish!r})")
+        return text
     except NoAnswer as error:
         return Failed(reason=f"judge {connection.name}: {error}")
 

@@ -7,11 +7,12 @@ transformers' `dynamic`, `linear` (Chen et al. 2023, "Extending context window â
 2023, section 3). Up to the training length none of them changes anything.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qwen_eval.errors import UsageError, did_you_mean
 
-__all__ = ["ROPES", "LongContext", "long_context", "settings_of"]
+__all__ = ["ROPES", "LongContext", "long_context", "narrower", "settings_of"]
 
 ROPES = ("plain", "dynamic_ntk", "dynamic", "yarn", "linear")
 """What can become of the rotary embedding; `plain` leaves it alone."""
@@ -64,6 +65,13 @@ class LongContext:
         return [self.native + 3 * self.native * layer // max(1, bounded - 1) for layer in range(bounded)] + [None] * (
             layers - bounded
         )
+
+
+def narrower(own: int | None, windows: Sequence[int | None] | None, layer: int) -> int | None:
+    """Return how many tokens a layer sees: the fewer of the model's `own` window and the setting's; None is all."""
+    # The module's own number of the layer: what it hands on of a window itself depends on the kind of model.
+    found = [window for window in (own, windows[layer] if windows else None) if window is not None]
+    return min(found, default=None)
 
 
 def settings_of(given: str) -> list[str]:

@@ -6,7 +6,9 @@ is never run: with transformers 5 it draws some weights anew and says nothing.
 """
 
 import json
+import math
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +41,7 @@ EARLIER_NAMES = {
     "n_positions": "max_position_embeddings",
 }
 """Fields of the first releases, and what they were called later."""
-NEEDED = (
+COUNTS = (
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -47,8 +49,8 @@ NEEDED = (
     "kv_channels",
     "vocab_size",
     "seq_length",
-    "layer_norm_epsilon",
 )
+NUMBERS = ("layer_norm_epsilon", "rotary_emb_base")
 
 WHOLE = {
     "transformer.wte": "model.embed_tokens",
@@ -90,14 +92,25 @@ def _fields(folder: Path) -> dict[str, Any]:
     fields = {EARLIER_NAMES.get(name, name): value for name, value in found.items()}
     # In the first releases `vocab_size` did not count the rows that fill the embedding up.
     fields["vocab_size"] = found.get("padded_vocab_size") or found.get("vocab_size")
-    missing = [name for name in NEEDED if not isinstance(fields.get(name), int | float)]
-    if missing:
+    fields = {"rotary_emb_base": 10000, **fields}
+    if missing := [name for name in (*COUNTS, *NUMBERS) if fields.get(name) is None]:
         raise ModelError(f"{folder}/config.json: expected the fields of a Qwen model, found no {', '.join(missing)}.")
+    fields["max_position_embeddings"] = fields.get("max_position_embeddings") or fields["seq_length"]
+    for name in (*COUNTS, "max_position_embeddings", *NUMBERS):
+        value, is_count = fields[name], name not in NUMBERS
+        if not _is_positive(value) or (is_count and value % 1):
+            wanted = "whole number" if is_count else "number"
+            raise ModelError(f"{folder}/config.json: {name}: expected a {wanted} above 0, found {value!r}.")
+        fields[name] = int(value) if is_count else float(value)
     other = {"no_bias": True, "rotary_pct": 1.0, "tie_word_embeddings": False}
     for name, only in other.items():
         if fields.get(name, only) != only:
             raise ModelError(f"{folder}/config.json: {name}: expected {only}, as in all of them, found {fields[name]}.")
     return fields
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def read_config(folder: Path) -> Any:
@@ -116,9 +129,9 @@ def read_config(folder: Path) -> Any:
         num_attention_heads=fields["num_attention_heads"],
         num_key_value_heads=fields["num_attention_heads"],
         head_dim=fields["kv_channels"],
-        max_position_embeddings=fields.get("max_position_embeddings") or fields["seq_length"],
+        max_position_embeddings=fields["max_position_embeddings"],
         rms_norm_eps=fields["layer_norm_epsilon"],
-        rope_parameters={"rope_type": "default", "rope_theta": float(fields.get("rotary_emb_base", 10000))},
+        rope_parameters={"rope_type": "default", "rope_theta": fields["rotary_emb_base"]},
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=None,
@@ -128,15 +141,21 @@ def read_config(folder: Path) -> Any:
 def long_context_of(folder: Path) -> LongContext:
     """Return how the checkpoint itself meets contexts beyond its training length, `seq_length`."""
     fields = _fields(folder)
-    rope = "dynamic_ntk" if fields.get("use_dynamic_ntk") else "plain"
-    return LongContext(native=fields["seq_length"], rope=rope, logn=bool(fields.get("use_logn_attn")))
+    # Both are on where nothing is said, as in the original configuration.
+    rope = "dynamic_ntk" if fields.get("use_dynamic_ntk", True) else "plain"
+    return LongContext(native=fields["seq_length"], rope=rope, logn=bool(fields.get("use_logn_attn", True)))
 
 
 def quantization(folder: Path) -> dict[str, Any] | None:
     """Return how the weights are quantised, None where they are not. Raises ModelError for another way than GPTQ."""
-    found: dict[str, Any] | None = _fields(folder).get("quantization_config")
-    if found is None and (folder / "quantize_config.json").is_file():
-        found = {"quant_method": "gptq", **json.loads((folder / "quantize_config.json").read_text(encoding="utf-8"))}
+    found, beside = _fields(folder).get("quantization_config"), folder / "quantize_config.json"
+    if found is None and beside.is_file():
+        try:
+            found = {"quant_method": "gptq", **json.loads(beside.read_text(encoding="utf-8"))}
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"{beside}: expected how the weights are quantised, in JSON, found none.") from error
+    if found is not None and not isinstance(found, dict):
+        raise ModelError(f"{folder}/config.json: quantization_config: expected its fields, found {found!r}.")
     if found and found.get("quant_method", "gptq") != "gptq":
         raise ModelError(f"{folder}: expected weights as they are or in GPTQ, found {found['quant_method']}.")
     return found
@@ -148,7 +167,8 @@ def quantization(folder: Path) -> dict[str, Any] | None:
 def mapped(name: str, tensor: "torch.Tensor") -> dict[str, "torch.Tensor"]:
     """Return a tensor of a checkpoint under Qwen2's name or, for queries, keys and values in one, as its three parts.
 
-    Nothing for what is not needed. Raises KeyError for a name that no Qwen model has.
+    Nothing for what is not needed. Raises KeyError for a name that no Qwen model has, ModelError where the three
+    are not of one size.
     """
     if IGNORED.fullmatch(name):
         return {}
@@ -162,7 +182,11 @@ def mapped(name: str, tensor: "torch.Tensor") -> dict[str, "torch.Tensor"]:
     if found[2] != "attn.c_attn":
         return {f"{layer}.{WHOLE[found[2]]}.{kind}": tensor}
     # The order of the inputs (g_idx) is the same for all three, and so is the half of an adapter that meets them.
-    parts = (tensor,) * 3 if kind in ("g_idx", "lora_A") else tensor.chunk(3, OUTPUTS_AT[kind])
+    parts: Sequence[torch.Tensor] = (tensor,) * 3
+    if kind not in ("g_idx", "lora_A"):
+        if tensor.dim() <= OUTPUTS_AT[kind] or tensor.shape[OUTPUTS_AT[kind]] % 3:
+            raise ModelError(f"{name}: expected three parts of one size, found the shape {_shape(tensor.shape)}.")
+        parts = tensor.tensor_split(3, OUTPUTS_AT[kind])
     return {f"{layer}.{part}.{kind}": piece for part, piece in zip(PARTS, parts, strict=True)}
 
 
@@ -183,7 +207,10 @@ def tensors(folder: Path) -> Iterator[tuple[str, "torch.Tensor"]]:
 def _weight_files(folder: Path) -> list[Path]:
     for kind in ("safetensors", "bin"):
         for index in sorted(folder.glob(f"*.{kind}.index.json")):
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            try:
+                names = set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ModelError(f"{index}: expected a weight_map with the file of each weight, found none.") from error
             if missing := sorted(name for name in names if not (folder / name).is_file()):
                 raise ModelError(f"{folder}: expected the file {missing[0]}, which {index.name} names, found none.")
             return [folder / name for name in sorted(names)]
@@ -198,7 +225,9 @@ def _read(file: Path) -> Iterator[tuple[str, "torch.Tensor"]]:
     from safetensors import safe_open
 
     if file.suffix == ".bin":
-        yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
+        # Files of before torch 1.6 are no archives and cannot be mapped.
+        is_archive = zipfile.is_zipfile(file)
+        yield from torch.load(file, map_location="cpu", weights_only=True, mmap=is_archive).items()
         return
     with safe_open(file, framework="pt") as opened:
         for name in opened.keys():  # noqa: SIM118 - this is no dictionary
@@ -275,7 +304,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _shape(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))
+    return " x ".join(map(str, shape)) or "of one number"
 
 
 # --------------------------------------------------------------------------------------------------------------- GPTQ
@@ -336,6 +365,11 @@ def convert_adapter(adapter: Path, *, into: Path) -> None:
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         raise ModelError(f"--adapter {adapter}: expected one rank for all layers of a Qwen model, found several.")
+    if config.get("use_dora"):
+        raise ModelError(
+            f"--adapter {adapter}: expected LoRA, found DoRA (use_dora), which Qwen's first models do not get here.\n"
+            "Next: merge it with peft and give the model that this makes."
+        )
     file = next(file for kind in ("safetensors", "bin") if (file := adapter / f"adapter_model.{kind}").is_file())
     made: dict[str, torch.Tensor] = {}
     layers: dict[bool, set[str]] = {True: set(), False: set()}  # by LoRA, and trained whole

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qwen_eval.report.tables import draw
+from qwen_eval.report.perplexity import by_length
+from qwen_eval.report.tables import draw, told_apart
 
 if TYPE_CHECKING:
     from qwen_eval.loaded import LoadedRun
@@ -14,17 +15,18 @@ __all__ = ["effect_table", "tokens_a_second"]
 def effect_table(runs: Sequence["LoadedRun"], *, format: str = "text") -> str:
     """Return a row a model and precision: scores in percent with their interval, tokens a second, peak of memory.
 
+    Perplexity has a column a length, with its standard error.
     Tokens are those of prompts and answers, seconds those of the sessions that answered, without loading the weights;
     memory is the most of any of them while it answered, and with loading: allocated on all GPUs, or resident in the
     process.
     """
     rows: dict[str, list[LoadedRun]] = {}
-    for run in runs:
-        rows.setdefault(run.metrics["model"]["name"], []).append(run)
-    columns = dict.fromkeys(_column(run.metrics) for run in runs)
+    for run, named in zip(runs, told_apart([run.metrics for run in runs]), strict=True):
+        rows.setdefault(named["model"]["name"], []).append(run)
+    columns = dict.fromkeys(column for run in runs for column in _cells(run.metrics))
     table = []
     for name, mine in rows.items():
-        scores = {_column(run.metrics): _score(run.metrics) for run in mine}
+        scores = {column: cell for run in mine for column, cell in _cells(run.metrics).items()}
         sessions = [session for run in mine for session in run.sessions]
         speed = tokens_a_second(sessions)
         table.append(
@@ -54,8 +56,13 @@ def _gigabytes(sessions: Sequence[Mapping[str, Any]], name: str) -> str:
     return f"{max(peaks) / 2**30:.2f}" if peaks else "-"
 
 
-def _column(metrics: Mapping[str, Any]) -> str:
-    return f"{metrics['task']}@{metrics['protocol']}{' (mini)' if metrics['mini'] else ''}"
+def _cells(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a run scores, by column: one, or one a length where it is measured by length."""
+    name = f"{metrics['task']}@{metrics['protocol']}{' (mini)' if metrics['mini'] else ''}"
+    if not metrics.get("perplexity"):
+        return {name: _score(metrics)}
+    (perplexity,), *_ = by_length([metrics])
+    return {f"{name}, {length}": cell for length, cell in perplexity.items() if length.isdecimal()}
 
 
 def _score(metrics: Mapping[str, Any]) -> str:

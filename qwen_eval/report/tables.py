@@ -9,7 +9,7 @@ from typing import Any
 
 from qwen_eval.report.perplexity import by_length, label, long, notes
 
-__all__ = ["BY", "FORMATS", "draw", "results"]
+__all__ = ["BY", "FORMATS", "draw", "results", "told_apart"]
 
 FORMATS = ("text", "md", "csv", "json", "latex")
 BY = ("task", "category", "subject")
@@ -30,8 +30,8 @@ def results(metrics: Sequence[Mapping[str, Any]], *, format: str = "text", by: s
     if format == "json":
         return json.dumps(list(metrics), ensure_ascii=False, indent=1, sort_keys=True)
     # Perplexity names the setting beside the model, which tells runs of one model apart.
-    lengthwise = _told_apart([each for each in metrics if "perplexity" in each], label)
-    metrics = _told_apart([each for each in metrics if "perplexity" not in each])
+    lengthwise = _by_fingerprint([each for each in metrics if "perplexity" in each], label)
+    metrics = told_apart([each for each in metrics if "perplexity" not in each])
     if format == "csv":
         return draw([*_long(metrics), *(row for each in lengthwise for row in long(each))], format)
     parts = [draw(rows, format) for rows in by_length(lengthwise)]
@@ -113,8 +113,20 @@ def _model_name(metrics: Mapping[str, Any]) -> str:
     return name
 
 
-def _told_apart(
-    metrics: Sequence[Mapping[str, Any]], called: Callable[[Mapping[str, Any]], str] = _model_name
+def told_apart(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Add to the name of a model what tells it from another one called the same: its setting, else its fingerprint."""
+    settings: dict[str, set[str]] = {}
+    for each in metrics:
+        settings.setdefault(_model_name(each), set()).add(label(each))
+    named = [
+        {**each, "model": {**each["model"], "name": label(each)}} if len(settings[_model_name(each)]) > 1 else each
+        for each in metrics
+    ]
+    return _by_fingerprint(named, _model_name)
+
+
+def _by_fingerprint(
+    metrics: Sequence[Mapping[str, Any]], called: Callable[[Mapping[str, Any]], str]
 ) -> list[Mapping[str, Any]]:
     """Add the fingerprint to the name of a model where another model is called the same."""
     prints: dict[str, set[str]] = {}

@@ -1,10 +1,10 @@
 """Rules that score one call of a tool: Qwen's Chinese plugin benchmark.
 
-    qwen        as published: what stands where in the text
-    corrected   this project's own: what the reply does
+    qwen        as published: what stands where in the text of a ReAct transcript
+    native      this project's own: a function call in the models' own form
+    corrected   this project's own: what the reply does, in whichever of the two forms
 
-A reply with `<tool_call>` in it is read as a native function call, any other as a ReAct transcript; so both rules score
-the outputs of every protocol by the same measures. The golden transcript is always read as ReAct.
+All score the outputs of every protocol by the same measures. The golden transcript is always read as ReAct.
 """
 
 import json
@@ -23,7 +23,7 @@ from qwen_eval.vocabulary import vocabulary
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
-__all__ = ["RULES", "Said", "corrected", "prepare", "published", "qwen_tokens", "rouge_l", "rules"]
+__all__ = ["RULES", "Said", "corrected", "native", "prepare", "published", "qwen_tokens", "rouge_l", "rules"]
 
 Tokens: TypeAlias = Callable[[str], Sequence[str]]
 """How a tokenizer cuts a text: its tokens, each decoded."""
@@ -46,13 +46,15 @@ class Said:
 def published(output: str, listed: Sequence[str] = ()) -> Said:
     """Return what the published script reads: a call is a line that begins with `Action: `, but not the first one.
 
-    Name and input are cut out wherever their markers stand, call or not. In a native reply the call is `<tool_call>`,
-    and name and input are those of the first call in the models' own form.
+    Name and input are cut out wherever their markers stand, call or not.
     """
-    if NATIVE in after_reasoning(output):
-        return _native(output, lenient=False)
     action = first_action(output)
     return Said("\nAction: " in output, action.name, normalised(action.argument_text))
+
+
+def native(output: str, listed: Sequence[str] = ()) -> Said:
+    """Return what a native reply calls: `<tool_call>` behind its reasoning is a call, its form that of the models."""
+    return _native(output, lenient=False)
 
 
 def _native(output: str, *, lenient: bool) -> Said:
@@ -80,14 +82,13 @@ def corrected(output: str, listed: Sequence[str] = ()) -> Said:
     The first line counts like any other, and so do full-width colons, emphasis, and quotes around the name. Reasoning
     before `</think>` is not read, nor what follows a final answer, an end-of-turn marker or an invented next question.
     Of the input the JSON object counts that it begins with, in a fence or not. An action that names no tool ("None")
-    is none; one that names a listed tool and breaks off calls something, but no tool. Native calls may be spaced
-    otherwise, and stand bare where nothing in the reply is ReAct.
+    is none; one that names a listed tool and breaks off calls something, but no tool. A reply with `<tool_call>` before
+    any action is a native one: its calls may be spaced otherwise, and stand bare where nothing is ReAct.
     """
     text = cut(after_reasoning(output), *CHAT_ENDS)
-    if NATIVE in text:
-        return _native(text, lenient=True)
     parts = _parts(text)
-    if not parts:
+    before, found, _ = text.partition(NATIVE)
+    if not parts or (found and not any(head == "action" for head, _ in _parts(before))):
         return _native(text, lenient=True)
     broken = False
     for (head, said), (following, argument) in zip(parts, [*parts[1:], ("", "")], strict=True):
@@ -205,6 +206,7 @@ def rules(tokens: Tokens) -> Mapping[str, Rule]:
 
     return {
         "qwen": rule(published, lambda one, other: one == other),
+        "native": rule(native, lambda one, other: one == other),
         "corrected": rule(corrected, lambda one, other: _comparable(one) == _comparable(other)),
     }
 

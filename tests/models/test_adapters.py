@@ -202,6 +202,14 @@ def test_a_prompt_that_was_learned_is_no_adapter_of_weights(
         ReferenceModel(locate(str(folder), adapter=adapter), device="cpu").load()
 
 
+def test_an_adapter_that_repeats_layers_is_refused(
+    make: Callable[..., Path], tiny_checkpoint: Callable[..., Path]
+) -> None:
+    adapter = make("repeats", layer_replication=[[0, 2], [1, 2]])
+    with pytest.raises(ModelError, match=r"found one that repeats some of them \(layer_replication\)"):
+        ReferenceModel(locate(str(tiny_checkpoint("qwen2")), adapter=adapter), device="cpu").load()
+
+
 def test_folders_that_are_no_adapters_and_a_missing_package(
     tiny_checkpoint: Callable[..., Path],
     make: Callable[..., Path],

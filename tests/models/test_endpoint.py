@@ -595,7 +595,7 @@ def test_the_judge_sees_the_images_in_order_and_then_the_text(server: Server) ->
             ],
         }
     ]
-    assert (body["temperature"], body["max_tokens"]) == (0, 256)
+    assert (body["temperature"], body["max_tokens"]) == (0, 2048)
     assert (judge.name, judge.identity.engine) == ("toy", "endpoint")
 
 
@@ -616,6 +616,25 @@ def test_without_an_image_there_is_nothing_to_judge(server: Server) -> None:
     judge.submit(1, Judge(prompt="A bar chart?"))
     assert list(judge.collect()) == [(1, "")]
     assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "reason"),
+    [
+        ("Thinking: is it right? No, it is wr", "length", "cut off (finish_reason 'length')"),
+        ("", "stop", "empty (finish_reason 'stop')"),
+        (" ", "stop", "empty (finish_reason 'stop')"),
+        ("right", "content_filter", "cut off (finish_reason 'content_filter')"),
+    ],
+)
+def test_a_reply_that_says_nothing_whole_is_no_word_of_the_judge(
+    server: Server, text: str, finish: str, reason: str
+) -> None:
+    server.finish = finish
+    server.speak = lambda prompt: text
+    judge = JudgeEndpoint(server.name)
+    judge.submit(1, Judge(prompt="?", images=("QUJD",)))
+    assert list(judge.collect()) == [(1, Failed(reason=f"judge toy: its reply is {reason}"))]
 
 
 def test_a_judge_that_fails_says_nothing(server: Server) -> None:

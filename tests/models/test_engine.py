@@ -137,6 +137,8 @@ def test_kinds_of_models_it_is_not_known_to_be_right_for_are_refused() -> None:
     import transformers
 
     assert supports("qwen2", transformers.Qwen2Config())
+    assert supports("qwen2_moe", transformers.Qwen2MoeConfig())
+    assert not supports("qwen2_moe", transformers.Qwen2MoeConfig(use_sliding_window=True))
     assert not supports("gpt2", transformers.GPT2Config())
     assert not supports("gemma2", transformers.Gemma2Config())
     # One length decides the frequencies of all that is computed together.

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from qwen_eval.errors import ModelError, UsageError
 from qwen_eval.models.longcontext import LongContext, long_context, settings_of
 from qwen_eval.models.transformers.checkpoint import Checkpoint
+from qwen_eval.models.transformers.engine import KINDS as ALL_KINDS
 from qwen_eval.models.transformers.engine import PackedModel, open_model
 from qwen_eval.models.transformers.reference import ReferenceModel
 from qwen_eval.models.transformers.rotary import query_scales
@@ -123,6 +124,52 @@ def test_both_engines_agree_and_up_to_the_training_length_with_the_plain_model(
     agree(answers_of(fast, requests), answers_of(slow, requests))
 
 
+OTHER_ROTATIONS = ["gemma3", "gemma3_text", "olmo3"]
+OWN_WINDOWS: dict[str, dict[str, Any]] = {
+    # Only some layers have one: enough of them that the schedule reaches others.
+    **{each: {"num_hidden_layers": 8} for each in ("cohere2", "exaone4")},
+    "ministral": {"num_hidden_layers": 8, "layer_types": ["sliding_attention", "full_attention"] * 4},
+    # Every layer has one: longer than the schedule's.
+    **{each: {"sliding_window": 150} for each in ("mistral", "mixtral", "starcoder2")},
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ALL_KINDS if kind not in OTHER_ROTATIONS])
+def test_windows_change_every_kind_of_model_beyond_the_training_length_and_not_a_bit_up_to_it(
+    kind: str, tiny_checkpoint: Callable[..., Path]
+) -> None:
+    folder = tiny_checkpoint(kind, window=64, **OWN_WINDOWS.get(kind, {}))
+    beyond = []
+    for engine in (PackedModel, ReferenceModel):
+        plain, windows = (opened(engine, folder, setting=each, batch_size=3) for each in ("plain", "window"))
+        for block in (9, 40, 64):
+            assert nll(windows, block) == nll(plain, block), (engine, block)
+        beyond.append((nll(windows, 200), answers_of(windows, [Generate(prompt=TEXT[:300], max_new_tokens=9)])))
+        assert abs(beyond[-1][0] - nll(plain, 200)) > 1e-3, engine
+    (fast, said), (slow, wanted) = beyond
+    assert fast == pytest.approx(slow, abs=1e-3)
+    agree(said, wanted)
+
+
+OWN: dict[str, dict[str, Any]] = {
+    "qwen2": {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0},
+    "cohere2": {},
+    "exaone4": {},
+    "ministral": {},
+    "mistral": {},
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_a_window_of_the_models_own_is_never_made_wider(kind: str, tiny_checkpoint: Callable[..., Path]) -> None:
+    """All of these have a shorter one in the only layer that the schedule reaches."""
+    folder = tiny_checkpoint(kind, window=64, **OWN[kind])
+    for engine in (PackedModel, ReferenceModel):
+        plain, windows = (opened(engine, folder, setting=each) for each in ("plain", "window"))
+        assert nll(windows, 32) == nll(plain, 32), engine
+        assert nll(windows, 200) == pytest.approx(nll(plain, 200), abs=1e-3), engine
+
+
 def changed(folder: Path, target: Path, rope: dict[str, Any]) -> Path:
     made = Path(shutil.copytree(folder, target))
     config = json.loads((made / "config.json").read_text())
@@ -165,7 +212,7 @@ def test_qwens_ntk_is_transformers_dynamic_where_a_length_is_a_power_of_two_time
     assert abs(nll(own, 100) - nll(theirs, 100)) > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["gemma3_text", "olmo3", "gemma3"])
+@pytest.mark.parametrize("kind", OTHER_ROTATIONS)
 def test_a_model_with_other_rotations_is_refused_in_words(kind: str, tiny_checkpoint: Callable[..., Path]) -> None:
     with pytest.raises(ModelError, match="--settings yarn: expected"):
         answers_of(

@@ -12,7 +12,7 @@ import pytest
 from engines import TEXTS, answers_of
 
 from qwen_eval.errors import ModelError, UsageError
-from qwen_eval.loaded import load_run
+from qwen_eval.loaded import LoadedRun, load_run
 from qwen_eval.models.transformers import quantisation
 from qwen_eval.models.transformers.checkpoint import DECISIVE, Checkpoint, identify, locate
 from qwen_eval.models.transformers.engine import PackedModel
@@ -190,6 +190,22 @@ def test_runs_without_counts_have_a_table_too(scripted_results: Path) -> None:
     table = effect_table(runs, format="md")
     assert table.splitlines()[2].count("| -") >= 3
     assert "gsm8k@lm-eval (mini)" in table
+
+
+def test_perplexity_has_a_column_a_length_and_a_setting_a_row(scripted_results: Path) -> None:
+    one = load_run(min(scripted_results.rglob("metrics.json")).parent)
+    part = {"standard_error": 0.25, "bits_per_byte": 1.0, "blocks": 5, "tokens": 5, "bytes": 5}
+
+    def run(rope: str | None, **perplexity: float) -> LoadedRun:
+        lengths = {name[1:]: part | {"perplexity": value} for name, value in perplexity.items()}
+        named = {"task": "perplexity", "protocol": "blocks", "mini": False, "score": None, "perplexity": lengths}
+        return LoadedRun(one.path, {**one.metrics, **named, "model": {**one.metrics["model"], "rope": rope}}, {})
+
+    table = effect_table([run(None, L1024=4.5, L64=8.5), run("yarn", L64=9)], format="md")
+    head, _, plain, yarn = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+    assert head[2:4] == ["perplexity@blocks, 64", "perplexity@blocks, 1024"]
+    assert (plain[0], *plain[2:4]) == (f"{one.metrics['model']['name']}, plain", "8.50 ± 0.25", "4.50 ± 0.25")
+    assert (yarn[0], *yarn[2:4]) == (f"{one.metrics['model']['name']}, yarn", "9.00 ± 0.25", "-")
 
 
 @pytest.mark.parametrize(

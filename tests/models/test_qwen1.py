@@ -48,9 +48,7 @@ def original() -> Path:
 def golden_folder(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint of the original outputs, with some vocabulary beside it."""
     folder = Path(shutil.copytree(original / "checkpoint", tmp_path_factory.mktemp("golden") / "checkpoint"))
-    # With what names its control tokens.
-    for name in ("qwen.tiktoken", "generation_config.json"):
-        shutil.copy(write(tmp_path_factory.mktemp("toy")) / name, folder)
+    shutil.copy(write(tmp_path_factory.mktemp("toy")) / "qwen.tiktoken", folder)
     return folder
 
 
@@ -153,6 +151,15 @@ def test_the_configurations_switches_are_followed(switches: tuple[bool, bool], t
     ids = drawn(200)
     wanted = forward(ids, alpha=alpha_of(200) if ntk else 1.0, logn=logn)
     assert np.abs(logits_of(model, ids) - wanted).max() < 2e-3
+
+
+def test_the_switches_are_on_where_the_configuration_says_nothing(tmp_path: Path) -> None:
+    folder = write(tmp_path / "one")
+    fields = json.loads((folder / "config.json").read_text())
+    for name in ("use_dynamic_ntk", "use_logn_attn"):
+        del fields[name]
+    (folder / "config.json").write_text(json.dumps(fields))
+    assert opened(PackedModel, folder).identity.rope == "dynamic_ntk+logn"
 
 
 PROMPTS = ["the cat " * count + end for count in (2, 11, 15, 20, 40) for end in ("sat", "and the apes")]
@@ -310,6 +317,14 @@ def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
             lambda held: held.update({"transformer.h.0.attn.c_attn.weight": torch.ones(99, 32)}),
             r"expected the shape 32 x 32, found 33 x 32 in each third",
         ),
+        (
+            lambda held: held.update({"transformer.h.0.attn.c_attn.weight": torch.ones(2, 32)}),
+            r"h\.0\.attn\.c_attn\.weight: expected three parts of one size, found the shape 2 x 32",
+        ),
+        (
+            lambda held: held.update({"transformer.h.0.attn.c_attn.bias": torch.tensor(1.0)}),
+            r"h\.0\.attn\.c_attn\.bias: expected three parts of one size, found the shape of one number",
+        ),
         (lambda held: held.update({"lm_head.weight": torch.ones(7, 32)}), r"lm_head\.weight: expected the shape"),
     ],
 )
@@ -327,11 +342,54 @@ def test_a_weight_that_is_missing_left_over_or_of_another_shape_is_named(
         ({"no_bias": False}, "no_bias: expected True"),
         ({"rotary_pct": 0.5}, "rotary_pct: expected 1.0"),
         ({"seq_length": None}, "found no seq_length"),
+        ({"seq_length": 0}, "seq_length: expected a whole number above 0, found 0"),
+        ({"seq_length": -5}, "seq_length: expected a whole number above 0, found -5"),
+        ({"seq_length": "512"}, "seq_length: expected a whole number above 0, found '512'"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: expected a whole number above 0, found 0"),
+        ({"num_hidden_layers": 2.5}, "num_hidden_layers: expected a whole number above 0, found 2.5"),
+        ({"hidden_size": math.inf}, "hidden_size: expected a whole number above 0, found inf"),
+        ({"max_position_embeddings": True}, "max_position_embeddings: expected a whole number above 0, found True"),
+        ({"rotary_emb_base": "1e4"}, "rotary_emb_base: expected a number above 0, found '1e4'"),
+        ({"layer_norm_epsilon": math.nan}, "layer_norm_epsilon: expected a number above 0, found nan"),
+        ({"quantization_config": "gptq"}, "quantization_config: expected its fields, found 'gptq'"),
     ],
 )
 def test_a_configuration_that_none_of_them_has_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=said):
         opened(PackedModel, write(tmp_path / "checkpoint", **changes))
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "7"])
+def test_a_broken_file_about_quantising_is_named(text: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "checkpoint")
+    (folder / "quantize_config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"quantize_config\.json: expected how the weights are quantised"):
+        opened(PackedModel, folder)
+
+
+def test_whole_numbers_may_be_written_with_a_point(tmp_path: Path) -> None:
+    found = first_qwen.config()
+    floats = {name: float(value) for name, value in found.items() if type(value) is int}
+    model = opened(PackedModel, write(tmp_path / "checkpoint", **floats))
+    assert model.long.native == NATIVE
+    assert np.abs(logits_of(model, drawn(200)) - forward(drawn(200), alpha=alpha_of(200), logn=True)).max() < 2e-3
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"weight_map": {"a": [1]}}'])
+def test_a_broken_index_is_named(text: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "checkpoint", files="shards")
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match=r"expected (a weight_map with the file of each weight|the file \[1\])"):
+        opened(PackedModel, folder).load()
+
+
+def test_a_file_of_an_old_torch_is_read(tmp_path: Path) -> None:
+    """Before 1.6 they were no archives, which cannot be mapped."""
+    folder = write(tmp_path / "checkpoint", files="bin")
+    for file in folder.glob("*.bin"):
+        torch.save(torch.load(file), file, _use_new_zipfile_serialization=False)
+    ids = drawn(30)
+    assert np.abs(logits_of(opened(PackedModel, folder), ids) - forward(ids)).max() < 2e-3
 
 
 def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
@@ -425,11 +483,9 @@ def test_the_tokenizer_agrees_with_the_original_on_every_string(
             assert tokenizer.decode(line["ids"][:count]) == decoded
 
 
-def with_published(folder: Path, vocabulary: Path, **generation: Any) -> Path:
-    """Put the published vocabulary into a checkpoint, and name its control tokens."""
+def with_published(folder: Path, vocabulary: Path) -> Path:
+    """Put the published vocabulary into a checkpoint."""
     shutil.copy(vocabulary, folder / "qwen.tiktoken")
-    ids = {"eos_token_id": 151_643, "pad_token_id": 151_643, "stop_words_ids": [[151_645], [151_644], [198, 198]]}
-    (folder / "generation_config.json").write_text(json.dumps({"chat_format": "chatml", **ids, **generation}))
     return folder
 
 
@@ -451,27 +507,17 @@ def test_role_line_break_and_text_of_a_turn_are_tokenized_apart(
     assert (context, options) == (wanted, [text("A"), text("\nB")])
 
 
-@pytest.mark.parametrize(
-    ("lines", "generation"),
-    [
-        (70_000, {}),
-        (151_643 - 100, {}),
-        (151_643 - 100, {"eos_token_id": None, "pad_token_id": None}),
-        (70_000, {"eos_token_id": None, "stop_words_ids": None}),
-    ],
-)
-def test_a_vocabulary_whose_control_tokens_are_elsewhere_is_refused(
-    lines: int, generation: dict[str, Any], qwen_vocabulary: Path, tmp_path: Path
-) -> None:
-    folder = with_published(write(tmp_path / "checkpoint"), qwen_vocabulary, **generation)
+@pytest.mark.parametrize("lines", [70_000, 151_643 - 100])
+def test_a_vocabulary_that_was_cut_off_is_refused(lines: int, qwen_vocabulary: Path, tmp_path: Path) -> None:
+    folder = with_published(write(tmp_path / "checkpoint", vocab_size=151_936), qwen_vocabulary)
     file = folder / "qwen.tiktoken"
     file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:lines]))
-    with pytest.raises(ModelError, match=rf"expected a control token at 151,64\d .*found them from {lines:,} on"):
+    with pytest.raises(ModelError, match=rf"expected 151,643 tokens, .* found {lines:,}"):
         Tokenizer(folder)
 
 
 def test_a_token_that_the_model_does_not_have_is_named(qwen_vocabulary: Path, tmp_path: Path) -> None:
-    folder = with_published(write(tmp_path / "checkpoint", chat=False), qwen_vocabulary, chat_format="raw")
+    folder = with_published(write(tmp_path / "checkpoint", chat=False), qwen_vocabulary)
     for kind in ENGINES:
         for request in (
             Generate(prompt="中文"),

@@ -115,9 +115,18 @@ def other_rank(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config | {"rank_pattern": {"w1": 8}}))
 
 
+def dora(folder: Path) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
-    [(other_layer, "expected the layers of a Qwen model, found"), (other_rank, "expected one rank for all layers")],
+    [
+        (other_layer, "expected the layers of a Qwen model, found"),
+        (other_rank, "expected one rank for all layers"),
+        (dora, r"expected LoRA, found DoRA \(use_dora\)"),
+    ],
 )
 def test_what_is_no_adapter_for_these_models_is_refused(
     spoil: Callable[[Path], None], said: str, checkpoint: Path, tmp_path: Path

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from qwen_eval.prompts import Tool, react
 from qwen_eval.scorers.react import LONGEST, Action, first_action, last_action, listed_tools, normalised
 from qwen_eval.scorers.tool_calling import rouge_l, rules
-from qwen_eval.task import Sample, Verdict
+from qwen_eval.task import Sample
 
 CASES = [json.loads(line) for line in (Path(__file__).parent / "react.jsonl").read_text(encoding="utf-8").splitlines()]
 RULES = rules(list)  # a token is a character: Rouge-L can be counted by hand
@@ -52,19 +52,22 @@ def test_case(case: dict[str, Any]) -> None:
     assert verdict.correct is case["selection"]
 
 
-def test_every_rule_has_eighty_cases() -> None:
-    for rule in RULES:
-        assert sum(case["rule"] == rule for case in CASES) >= 80
+def test_every_rule_has_its_cases() -> None:
+    for rule, least in {"qwen": 80, "corrected": 80, "native": 16}.items():
+        assert sum(case["rule"] == rule for case in CASES) >= least
 
 
 def test_a_verdict_says_what_was_called() -> None:
-    output = 'Thought: 查。\nAction: weather\nAction Input: {"date": "明天", "city": "杭州"}'
-    for rule in RULES.values():
-        replies = (output, "你好", "<tool_call>\n{")
-        found, nothing, unreadable = [rule(each, sample("positive")) or Verdict(False, "?") for each in replies]
-        assert found.extracted == 'weather {"city": "杭州", "date": "明天"}'
-        assert nothing.extracted == "no call"
-        assert unreadable.extracted is None
+    react = 'Thought: 查。\nAction: weather\nAction Input: {"date": "明天", "city": "杭州"}'
+    native = '<tool_call>\n{"name": "weather", "arguments": {"date": "明天", "city": "杭州"}}\n</tool_call>'
+    called = 'weather {"city": "杭州", "date": "明天"}'
+    for name, said in {
+        "qwen": (called, "no call", "no call", "no call"),
+        "native": ("no call", called, "no call", None),
+        "corrected": (called, called, "no call", None),
+    }.items():
+        found = [RULES[name](each, sample("positive")) for each in (react, native, "你好", "<tool_call>\n{")]
+        assert tuple(each.extracted for each in found if each) == said
 
 
 # --------------------------------------------------------------------------------------------------------- the readers

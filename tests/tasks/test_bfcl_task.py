@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from qwen_eval import registry
+from qwen_eval.commands.score import _summary
 from qwen_eval.data import find_dataset
 from qwen_eval.plan import make_plan
 from qwen_eval.registry import Entry
 from qwen_eval.scoring import metrics, stored
-from qwen_eval.task import Chat, Generate, Sample
+from qwen_eval.task import Chat, Generate, Sample, Verdict
 
 # Single-turn items of the package, and their numbers on the leaderboard's page.
 SIZES = {
@@ -76,6 +77,8 @@ def test_the_measures_are_the_leaderboards_averages(entries: dict[str, Entry], s
     }
     assert {name: each["score"] for name, each in found.items()} == pytest.approx(expected)
     assert all(each["low"] <= each["score"] <= each["high"] for each in found.values())
+    assert found["irrelevance"]["n"] == SIZES["irrelevance"] + SIZES["live_irrelevance"]
+    assert sum(each["n"] for each in found.values()) == len(records)
 
 
 @pytest.mark.parametrize("protocol", ["native", "prompted"])
@@ -94,3 +97,10 @@ def test_every_item_can_be_asked(entries: dict[str, Entry], real_data: Path, pro
             assert "." not in tool["function"]["name"]
             assert tool["function"]["parameters"]["type"] == "object"
         assert request.prompt.turns[-1].role == "user"
+
+
+def test_scored_outputs_are_summed_up_with_the_weights_of_the_leaderboard(entries: dict[str, Entry]) -> None:
+    """One of two Java items is right, and no JavaScript item, which counts twice as often."""
+    given = [("simple_java", 1.0), ("simple_java", 0.0), ("simple_javascript", 0.0)]
+    found = [(group, Verdict(value == 1, "", measures={"non_live": (value,)})) for group, value in given]
+    assert _summary(entries["bfcl"].task, found) == "1 of 3 correct (33.3 %), non_live 25.0 %"

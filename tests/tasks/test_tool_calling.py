@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from qwen_eval import registry
+from qwen_eval.commands.score import _summary
 from qwen_eval.data import Dataset, find_dataset
-from qwen_eval.errors import DataError
+from qwen_eval.errors import DataError, UsageError
 from qwen_eval.plan import make_plan
 from qwen_eval.prompts import Tool, function_declarations, react, read_react
 from qwen_eval.registry import Entry
 from qwen_eval.reported import every
-from qwen_eval.task import Chat, Generate
+from qwen_eval.task import Chat, Generate, Verdict
 
 LIST = '[{"name": "city", "description": "城市", "required": true, "schema": {"type": "string"}}, {"name": "days"}]'
 SCHEMA = '{"type": "object", "properties": {"url": {"type": "string"}}, "required": ["url"]}'
@@ -162,3 +163,46 @@ def test_ids_of_the_data_are_kept_where_they_tell_rows_apart(
 def test_measures_have_published_counterparts(entry: Entry) -> None:
     metrics = {row.metric for row in every() if row.task == "tool_calling"}
     assert {measure.reported for measure in entry.task.measures} - {""} == metrics
+
+
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        (["--task", "tool_calling@20230803"], 1),
+        (["--task", "tool_calling@20231206"], 0),
+        (["--task", "tool_calling"], 0),
+        (["--task", "tool_calling", "--split", "20230803"], 1),
+    ],
+)
+def test_outputs_are_scored_by_the_version_that_was_named(
+    cli: Callable[..., tuple[int, str, str]], tmp_path: Path, with_vocabulary: None, words: list[str], right: int
+) -> None:
+    for version, tool in (("v1", "weather"), ("v20231206", "image")):
+        for group in ("positive", "negative"):
+            row = {"prompt": PROMPT, "response": f"Thought: .\nAction: {tool}\nAction Input: {{}}\nObservation: 好"}
+            (tmp_path / f"exam_plugin_{version}_react_{group}.jsonl").write_text(json.dumps(row) + "\n")
+    # A gold of one's own has no say: the rules need the prompt too.
+    output = {"id": "positive/0", "output": "好\nAction: weather\nAction Input: {}", "gold": "whatever"}
+    (tmp_path / "in.jsonl").write_text(json.dumps(output) + "\n")
+    given = ["--rule", "qwen", "--input", "in.jsonl", "--output", "out.jsonl", "--data-dir", str(tmp_path)]
+    code, _, err = cli("score", *words, *given)
+    assert code == 0, err
+    assert f"tool_calling, qwen: {right} of 1 correct" in err
+
+
+@pytest.mark.parametrize("protocol", ["20230803", "20231206"])
+def test_a_version_is_not_run_on_the_other_ones_data(
+    published: Callable[..., Dataset], mini: Callable[[str], Dataset], entry: Entry, protocol: str
+) -> None:
+    [other] = {"20230803", "20231206"} - {protocol}
+    published("v1")
+    with pytest.raises(UsageError, match=f"tool_calling@{protocol} is evaluated on {protocol}"):
+        make_plan(entry.task, registry.protocol(entry.task, protocol), published("v20231206"), split=other)
+    native = make_plan(entry.task, registry.protocol(entry.task, "native"), mini("tool_calling"), split="20230803")
+    assert native.split == "20230803"
+
+
+def test_scored_outputs_are_summed_up_on_the_scales_of_the_tables(entry: Entry) -> None:
+    measures = {"tool selection": (1.0,), "tool input": (0.131,)}
+    words = _summary(entry.task, [("positive", Verdict(True, "weather", measures=measures))])
+    assert words == "1 of 1 correct (100.0 %), tool selection 100.0 %, tool input 0.131"

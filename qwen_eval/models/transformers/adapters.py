@@ -46,6 +46,11 @@ def with_adapter(model: Any, adapter: Path, *, merge: bool) -> Any:
             f"--adapter {name}: cannot be put onto {type(model).__name__} ({first_line(error)}).\n"
             f"Next: give the model that it was trained on: {base}."
         ) from error
+    if getattr(wrapped.active_peft_config, "layer_replication", None):
+        raise ModelError(
+            f"--adapter {name}: expected an adapter on the model's own layers, found one that repeats some of them "
+            "(layer_replication).\nNext: merge it with peft and give the model that this makes."
+        )
     if expected != found:
         wrong = sorted(expected ^ found)
         raise ModelError(

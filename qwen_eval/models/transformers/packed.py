@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
+from qwen_eval.models.longcontext import narrower
 from qwen_eval.models.transformers.machine import is_out_of_memory
 
 __all__ = ["ATTENTION", "Pass", "Piece", "Prefix", "Prompts", "Slab", "Step", "register"]
@@ -160,15 +161,17 @@ def _attention(
     scaling: float,
     sliding_window: int | None = None,
     query_scale: torch.Tensor | None = None,
+    windows: Sequence[int | None] | None = None,
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return [1, tokens, heads, head size] for query, key and value of [1, heads, tokens, head size].
 
-    `query_scale`, [1, tokens], multiplies the queries (LogN).
+    `query_scale`, [1, tokens], multiplies the queries (LogN); `windows` are those of the layers beside the model's own.
     """
     if query_scale is not None:
         query = query * query_scale[:, None, :, None].to(query)
-    return packed.attend(module.layer_idx, query[0], key[0], value[0], scaling, sliding_window)[None], None
+    window = narrower(sliding_window, windows, module.layer_idx)
+    return packed.attend(module.layer_idx, query[0], key[0], value[0], scaling, window)[None], None
 
 
 # ------------------------------------------------------------------------------------------------------------- prompts

@@ -516,7 +516,8 @@ class ReferenceModel:
         from qwen_eval.models.transformers.rotary import query_scales
 
         self._rotary.stretches = stretches
-        return {"query_scale": query_scales(self.long, positions)}
+        windows = self.long.windows(self.config.num_hidden_layers)
+        return {"query_scale": query_scales(self.long, positions), "windows": windows}
 
     def _weights(self) -> Any:
         """Load the weights once."""

@@ -1,4 +1,4 @@
-"""Long contexts in a model of transformers': rotary embedding by row or token, LogN on queries, windows by layer."""
+"""Long contexts in a model of transformers': rotary embedding by row or token, LogN on queries, windows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from qwen_eval.errors import ModelError
-from qwen_eval.models.longcontext import LongContext
+from qwen_eval.models.longcontext import LongContext, narrower
 
 __all__ = ["SCALED", "Rotary", "install", "query_scales", "register_scaled"]
 
@@ -85,17 +85,13 @@ class Rotary(torch.nn.Module):
 
 
 def install(model: Any, config: Any, long: LongContext) -> Rotary:
-    """Give a model its long contexts: the rotary embedding, and a window to every layer. Raises ModelError."""
+    """Give a model the rotary embedding of its long contexts. Raises ModelError."""
     places = [(name, module) for name, module in model.named_modules() if name.rpartition(".")[2] == "rotary_emb"]
     if len(places) != 1:
         raise ModelError(f"--settings {long.name}: expected a model with one rotary embedding, found {len(places)}.")
     name, inner = places[0]
     rotary = Rotary(inner, config, long)
     model.set_submodule(name, rotary)
-    if long.window:
-        layers = [module for module in model.modules() if hasattr(module, "layer_idx") and hasattr(module, "o_proj")]
-        for layer, window in zip(layers, long.windows(len(layers)), strict=True):
-            layer.sliding_window = window
     return rotary
 
 
@@ -128,6 +124,7 @@ def _attention(
     attention_mask: torch.Tensor,
     *,
     query_scale: torch.Tensor | None = None,
+    windows: Sequence[int | None] | None = None,
     sliding_window: int | None = None,
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -136,9 +133,10 @@ def _attention(
 
     if query_scale is not None:
         query = query * query_scale[:, None, :, None].to(query)
-    if sliding_window is not None:
+    window = narrower(sliding_window, windows, module.layer_idx)
+    if window is not None:
         # Rows end at the right edge, so the distance between columns is that between positions.
         places = torch.arange(key.shape[2], device=key.device)
-        attention_mask = attention_mask & (places > places[-query.shape[2] :, None] - sliding_window)
+        attention_mask = attention_mask & (places > places[-query.shape[2] :, None] - window)
     result: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **more)
     return result

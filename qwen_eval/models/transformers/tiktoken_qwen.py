@@ -12,6 +12,8 @@ from qwen_eval.vocabulary import read_vocabulary
 __all__ = ["VOCABULARY_FILE", "QwenTokenizer"]
 
 VOCABULARY_FILE = "qwen.tiktoken"
+RANKS = 151_643
+"""Tokens of the vocabulary that all published models share, without the control tokens behind them."""
 CHATML = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
@@ -42,9 +44,8 @@ class QwenTokenizer:
         self.vocabulary = read_vocabulary(file)
         encoding = self.vocabulary.encoding
         self.control = {name: encoding.encode_single_token(name) for name in encoding.special_tokens_set}
-        generation = _generation(folder)
-        _check_control(folder, self.control, generation)
-        self.is_chat = str(generation.get("chat_format", "raw")) == "chatml"
+        _check_size(folder, min(self.control.values()))
+        self.is_chat = _chat_format(folder) == "chatml"
         own = folder / "chat_template.jinja"
         self.chat_template = own.read_text(encoding="utf-8") if own.is_file() else CHATML if self.is_chat else None
 
@@ -88,25 +89,26 @@ class QwenTokenizer:
         return text
 
 
-def _generation(folder: Path) -> Mapping[str, Any]:
+def _chat_format(folder: Path) -> str:
     try:
         found = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return str(found.get("chat_format", "raw"))
+    except (OSError, ValueError, AttributeError):
+        return "raw"
 
 
-def _check_control(folder: Path, control: Mapping[str, int], generation: Mapping[str, Any]) -> None:
-    """Raise ModelError where the control tokens, which follow the ranks, are not where the model has them."""
-    ends = {control[name] for name in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")}
-    for name, known in (("eos_token_id", ends), ("stop_words_ids", ends), ("pad_token_id", set(control.values()))):
-        value = generation.get(name)
-        for each in value if isinstance(value, list) else [value]:
-            # A stop of several tokens is a text.
-            token = each[0] if isinstance(each, list) and len(each) == 1 else each
-            if isinstance(token, int) and token not in known:
-                raise ModelError(
-                    f"{folder}/{VOCABULARY_FILE}: expected a control token at {token:,} ({name} of "
-                    f"generation_config.json), found them from {min(control.values()):,} on: damaged, or another "
-                    "model's.\nNext: copy it from the original checkpoint."
-                )
+def _check_size(folder: Path, ranks: int) -> None:
+    """Raise ModelError where a vocabulary is too short for the published models' embedding: cut off, as a rule.
+
+    The control tokens follow the ranks, so in a shorter one they would be other tokens of the model.
+    """
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        embedded = int(found.get("padded_vocab_size") or found["vocab_size"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return  # whoever reads the configuration says so
+    if embedded >= RANKS != ranks:
+        raise ModelError(
+            f"{folder}/{VOCABULARY_FILE}: expected {RANKS:,} tokens, as all of these models have, found {ranks:,}.\n"
+            "Next: copy the file from the original checkpoint."
+        )
