@@ -140,8 +140,8 @@ class ReferenceModel:
             checkpoint.tokenizer,
             model=checkpoint.folder,
             trusted=trusted,
-            # Another attribute with code of a checkpoint's own, perhaps.
-            size=getattr(self.config, "vocab_size", None),
+            # What code of a checkpoint's own calls by this name is not known.
+            size=None if trusted else getattr(self.config, "vocab_size", None),
         )
         self.batch_size = batch_size
         self.deterministic = deterministic
