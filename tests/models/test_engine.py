@@ -76,7 +76,7 @@ words = st.sampled_from(["Ann ", "has ", "3 ", "apples ", SHOTS, DEEPER])
 prompts = st.lists(st.lists(words, min_size=1, max_size=4).map("".join), min_size=1, max_size=7)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=18, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompts, st.integers(1, 4), st.randoms(use_true_random=False), st.sampled_from(KINDS))
 def test_no_order_batch_or_sharing_changes_an_answer(
     tiny_checkpoint: Callable[..., Path], texts: list[str], batch_size: int, draw: object, kind: str

@@ -66,7 +66,7 @@ def test_the_same_seed_draws_the_same_answer(tiny_checkpoint: Callable[..., Path
     assert all(other == one for other in others)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=18, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(st.sampled_from([PROMPT, DEEPER, SHOTS, "x", SHOTS + "x"]), st.integers(0, 3)), min_size=1, max_size=9

@@ -190,7 +190,7 @@ def test_most_tokens_are_known_not_to_close_anything(tiny_checkpoint: Callable[.
     assert not any(tokenizer.closes(token, ()) for token in ids)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.lists(st.one_of(st.integers(3, 399), st.sampled_from(written)), min_size=1, max_size=16),
