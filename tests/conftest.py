@@ -10,6 +10,7 @@ from pathlib import Path
 
 import first_qwen
 import pytest
+from hypothesis import settings
 
 from qwen_eval import registry
 from qwen_eval.cli import main
@@ -25,6 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Tiny models run fastest, and alike on every machine, with one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The same code is tried on the same examples; HYPOTHESIS_PROFILE=default looks for others.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 @pytest.fixture(autouse=True)
