@@ -185,7 +185,7 @@ class _Session:
     model: Model
     folder: RunFolder
     bar: Any
-    stop: Stop = field(default_factory=Stop)
+    stop: Stop
     helpers: Helpers = field(default_factory=Helpers)
     anew: bool = False
     running: dict[int, _Running] = field(default_factory=dict)

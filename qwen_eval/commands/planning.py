@@ -59,12 +59,7 @@ def wanted_settings(settings: str) -> list[str | None]:
     """Return the settings for long contexts that were named, each once; None is the checkpoint's own."""
     from qwen_eval.models.longcontext import settings_of
 
-    if not settings:
-        return [None]
-    named = ",".join(part for part in settings.split(",") if part.strip())
-    if not named:
-        raise UsageError(f"--settings {settings!r}: expected a setting such as plain or dynamic_ntk, found none.")
-    return [*settings_of(named)]
+    return [*settings_of(settings)] if settings else [None]
 
 
 def wanted_sampling(temperature: float, top_p: float, top_k: int, repeats: int, seed: int) -> "Sampling | None":

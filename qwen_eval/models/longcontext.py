@@ -77,7 +77,10 @@ def narrower(own: int | None, windows: Sequence[int | None] | None, layer: int) 
 def settings_of(given: str) -> list[str]:
     """Return the settings of `--settings`, each once and in its one spelling. Raises UsageError."""
     # Any training length will do to read a name.
-    return list(dict.fromkeys(long_context(each.strip(), native=1).name for each in given.split(",")))
+    named = [each.strip() for each in given.split(",") if each.strip()]
+    if not named:
+        raise UsageError(f"--settings {given!r}: expected a setting such as plain or dynamic_ntk, found none.")
+    return list(dict.fromkeys(long_context(each, native=1).name for each in named))
 
 
 def long_context(setting: str, *, native: int) -> LongContext:

@@ -15,10 +15,9 @@ __all__ = ["effect_table", "tokens_a_second"]
 def effect_table(runs: Sequence["LoadedRun"], *, format: str = "text") -> str:
     """Return a row a model and precision: scores in percent with their interval, tokens a second, peak of memory.
 
-    Perplexity has a column a length, with its standard error.
-    Tokens are those of prompts and answers, seconds those of the sessions that answered, without loading the weights;
-    memory is the most of any of them while it answered, and with loading: allocated on all GPUs, or resident in the
-    process.
+    Perplexity has a column a length, with its standard error. Tokens are those of prompts and answers, seconds those of
+    the sessions that answered, without loading the weights; memory is the most of any of them while it answered, and
+    with loading: allocated on all GPUs, or resident in the process.
     """
     rows: dict[str, list[LoadedRun]] = {}
     for run, named in zip(runs, told_apart([run.metrics for run in runs]), strict=True):

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from qwen_eval.errors import ModelError
-from qwen_eval.vocabulary import read_vocabulary
+from qwen_eval.vocabulary import CONTROL_TOKENS, read_vocabulary
 
 __all__ = ["VOCABULARY_FILE", "QwenTokenizer"]
 
 VOCABULARY_FILE = "qwen.tiktoken"
-RANKS = 151_643
-"""Tokens of the vocabulary that all published models share, without the control tokens behind them."""
 CHATML = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
@@ -44,7 +42,7 @@ class QwenTokenizer:
         self.vocabulary = read_vocabulary(file)
         encoding = self.vocabulary.encoding
         self.control = {name: encoding.encode_single_token(name) for name in encoding.special_tokens_set}
-        _check_size(folder, min(self.control.values()))
+        _check_size(folder, self.control)
         self.is_chat = _chat_format(folder) == "chatml"
         own = folder / "chat_template.jinja"
         self.chat_template = own.read_text(encoding="utf-8") if own.is_file() else CHATML if self.is_chat else None
@@ -97,18 +95,19 @@ def _chat_format(folder: Path) -> str:
         return "raw"
 
 
-def _check_size(folder: Path, ranks: int) -> None:
+def _check_size(folder: Path, control: Mapping[str, int]) -> None:
     """Raise ModelError where a vocabulary is too short for the published models' embedding: cut off, as a rule.
 
-    The control tokens follow the ranks, so in a shorter one they would be other tokens of the model.
+    The control tokens follow the others, so in a shorter one they would be other tokens of the model.
     """
+    found, published = control["<|endoftext|>"], CONTROL_TOKENS["<|endoftext|>"]
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        embedded = int(found.get("padded_vocab_size") or found["vocab_size"])
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        embedded = int(config.get("padded_vocab_size") or config["vocab_size"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return  # whoever reads the configuration says so
-    if embedded >= RANKS != ranks:
+    if embedded >= published != found:
         raise ModelError(
-            f"{folder}/{VOCABULARY_FILE}: expected {RANKS:,} tokens, as all of these models have, found {ranks:,}.\n"
+            f"{folder}/{VOCABULARY_FILE}: expected {published:,} tokens, as all these models have, found {found:,}.\n"
             "Next: copy the file from the original checkpoint."
         )
